@@ -1,0 +1,94 @@
+"""Files that travel with the weights: tokenizer, chat template, licence, model card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptoss_convert.errors import InputError
+
+TOKENIZER_JSON = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+GENERATION_CONFIG = "generation_config.json"
+MODEL_CARD = "README.md"
+LICENSE = "LICENSE"
+
+LARGEST_TEXT = 16 << 20
+"""No text file beside a model is larger than this many bytes; the real tokenizer has its own bound."""
+LARGEST_TOKENIZER = 256 << 20
+
+
+@dataclass(frozen=True)
+class Assets:
+    """The asset files of one folder; none of them has to exist."""
+
+    folder: Path | None
+
+    def path(self, name: str) -> Path | None:
+        """Return the path of asset `name` if the folder has such a regular file."""
+        if self.folder is None:
+            return None
+        path = self.folder / name
+        return path if path.is_file() else None
+
+    def read(self, name: str, *, largest: int = LARGEST_TEXT) -> bytes | None:
+        """Return the bytes of asset `name`, or None if there is no such file.
+
+        Raises:
+            InputError: the file cannot be read or is larger than `largest` bytes.
+        """
+        path = self.path(name)
+        return None if path is None else read_small_file(path, largest=largest)
+
+    def read_json_object(self, name: str) -> dict[str, Any] | None:
+        """Return asset `name` parsed as a JSON object, or None if there is no such file.
+
+        Raises:
+            InputError: the file is not a JSON object.
+        """
+        path = self.path(name)
+        return None if path is None else read_json_object(path)
+
+
+def read_small_file(path: Path, *, largest: int = LARGEST_TEXT) -> bytes:
+    """Return the bytes of a file that has to be small.
+
+    Raises:
+        InputError: the file is missing, unreadable, not a regular file or larger than `largest` bytes.
+    """
+    try:
+        if not path.is_file():
+            raise InputError("file is missing" if not path.exists() else "not a regular file", file=path)
+        size = path.stat().st_size
+        if size > largest:
+            raise InputError("file is too large", file=path, found=f"{size} bytes", expected=f"at most {largest}")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read file: {error.strerror}", file=path) from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a small file.
+
+    Raises:
+        InputError: the file cannot be read or is not a JSON object.
+    """
+    data = read_small_file(path)
+    try:
+        parsed = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not valid JSON: {error}", file=path, hint=_what_it_is(data)) from None
+    if not isinstance(parsed, dict):
+        raise InputError("not a JSON object", file=path, found=type(parsed).__name__)
+    return parsed
+
+
+def _what_it_is(data: bytes) -> str | None:
+    if data.startswith(b"version https://git-lfs"):
+        return "this is a Git LFS pointer; fetch the file itself with `git lfs pull`"
+    if data.lstrip()[:1] == b"<":
+        return "this looks like a web page; download the file again"
+    return None

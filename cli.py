@@ -1,0 +1,354 @@
+"""The command line: parse, call, print. Everything that it does can be imported from elsewhere."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from gptoss_convert import __version__, console
+from gptoss_convert.errors import GptossConvertError
+
+INTERNAL_ERROR = 70
+INTERRUPTED = 130
+CHECK_FAILED = 1
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_BINARY_UNITS = {"KI": 1024, "MI": 1024**2, "GI": 1024**3, "TI": 1024**4}
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: 500, 60M, 4GB, 4GiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", str(value).strip().upper())
+        factor = (_UNITS | _BINARY_UNITS).get(match[2]) if match else None
+        if match is None or factor is None:
+            self.fail(f"{value!r} is no size; write for example 500M, 4GB or 4GiB", param, ctx)
+        size = int(float(match[1]) * factor)
+        if size < 1:
+            self.fail(f"{value!r} is no size of at least one byte", param, ctx)
+        return size
+
+
+class Override(click.ParamType[tuple[str, str]]):
+    """PATTERN=ENCODING for single tensors."""
+
+    name = "pattern=encoding"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Return pattern and encoding."""
+        pattern, separator, encoding = str(value).rpartition("=")
+        if not separator or not pattern or encoding not in ("f32", "f16", "bf16", "mxfp4", "q8_0"):
+            self.fail(f"{value!r}: write for example 'blk.*.attn_q.weight=q8_0'", param, ctx)
+        return pattern, encoding
+
+
+SECTIONS = ("Input", "Output", "Encoding", "Description", "Resources", "Reporting", "Other")
+
+
+class SectionedCommand(click.Command):
+    """A command whose help lists its options by section, which `[section]` at the start of an option's help names."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of each section under a heading of their own."""
+        sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in SECTIONS}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if isinstance(param, click.Option) and record is not None:
+                match = re.match(r"\[(\w+)] (.*)", record[1], re.DOTALL)
+                heading, text = (match[1].capitalize(), match[2]) if match else ("Other", record[1])
+                sections[heading].append((record[0], text))
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(f"{heading} options"):
+                    formatter.write_dl(records)
+
+
+def _common(command: Command) -> Command:
+    """Add the options that every command has, and turn errors into one line and an exit code."""
+
+    @functools.wraps(command)
+    def reporting(*args: Any, as_json: bool, quiet: bool, debug: bool, **kwargs: Any) -> None:
+        try:
+            command(*args, as_json=as_json, quiet=quiet, **kwargs)
+        except GptossConvertError as error:
+            if debug:
+                traceback.print_exc()
+            if as_json:
+                console.print_json(error.as_dict())
+            console.print_error(error)
+            sys.exit(error.exit_code)
+        except (BrokenPipeError, KeyboardInterrupt, click.ClickException, click.exceptions.Exit, SystemExit):
+            raise
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            print(f"error: internal error: {error!r}; run again with --debug and report it", file=sys.stderr)
+            sys.exit(INTERNAL_ERROR)
+
+    for option in (
+        click.option("--debug", is_flag=True, help="[reporting] Show the traceback of an error."),
+        click.option("-q", "--quiet", is_flag=True, help="[reporting] Print nothing but errors."),
+        click.option(
+            "--json", "as_json", is_flag=True, help="[reporting] Print one JSON document on standard output."
+        ),
+    ):
+        reporting = option(reporting)
+    return reporting  # type: ignore[return-value]
+
+
+def _conversion(command: Command) -> Command:
+    """Add the options that every conversion has."""
+    for option in (
+        click.option("--no-progress", is_flag=True, help="[reporting] Show no progress."),
+        click.option(
+            "--max-memory",
+            type=Size(),
+            metavar="SIZE",
+            help="[resources] Memory for data in flight (default: 192MiB).",
+        ),
+        click.option(
+            "--jobs",
+            type=click.IntRange(1, 64),
+            metavar="N",
+            help="[resources] Chunks at a time (default: cores, up to 4).",
+        ),
+        click.option("--dry-run", is_flag=True, help="[output] Print what would be written, and write nothing."),
+        click.option("--force", is_flag=True, help="[output] Replace an existing output."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="gptoss-convert")
+def cli() -> None:
+    """Convert gpt-oss checkpoints between formats, and verify what was written.
+
+    \b
+    Exit codes: 0 done; 1 a check failed; 2 wrong usage; 3 bad input file; 4 not supported;
+    5 output cannot be written; 6 over budget; 70 internal error; 130 interrupted.
+    """
+
+
+@cli.command(cls=SectionedCommand)
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@_common
+def inspect(source: Path, *, as_json: bool, quiet: bool) -> None:
+    """Show what SRC is: format, configuration, tensors, tokenizer, problems.
+
+    SRC is a checkpoint folder (Hugging Face or OpenAI layout) or a GGUF file. No tensor data is read.
+    The exit code is 1 if there are problems.
+
+    \b
+    Example:
+      gptoss-convert inspect gpt-oss-20b
+    """
+    from gptoss_convert.formats import open_checkpoint
+    from gptoss_convert.inspection import inspect_checkpoint
+
+    inspection = inspect_checkpoint(open_checkpoint(source))
+    if as_json:
+        console.print_json(inspection.as_dict())
+    elif not quiet:
+        console.print_inspection(inspection)
+    if inspection.problems:
+        sys.exit(CHECK_FAILED)
+
+
+@cli.command(cls=SectionedCommand)
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE", help="[output] The GGUF file."
+)
+@click.option(
+    "--dense", type=click.Choice(["bf16", "f16", "f32", "q8_0"]),
+    help="[encoding] Embedding, unembedding and attention matrices (default: as in SRC, which loses nothing).",
+)  # fmt: skip
+@click.option(
+    "--experts", type=click.Choice(["mxfp4", "bf16", "f16", "f32", "q8_0"]),
+    help="[encoding] Expert matrices (default: as in SRC; MXFP4 keeps every bit).",
+)  # fmt: skip
+@click.option(
+    "--tensor-type", "overrides", type=Override(), multiple=True, metavar="PATTERN=ENCODING",
+    help="[encoding] Encoding of the tensors whose GGUF name matches, e.g. 'blk.*.attn_q.weight=q8_0'. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--split-max-size", type=Size(), metavar="SIZE",
+    help="[output] Write several files with at most SIZE of tensor data each, as llama.cpp splits them.",
+)  # fmt: skip
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="[input] Folder of the tokenizer, if not SRC.",
+)
+@click.option("--name", help="[description] Name of the model (default: model card, then folder name).")
+@click.option("--author", help="[description] Author of the model.")
+@click.option("--organization", help="[description] Organization that made the model.")
+@click.option("--model-version", "version", help="[description] Version of the model.")
+@click.option("--description", help="[description] A sentence about the model.")
+@click.option("--quantized-by", help="[description] Who made this file.")
+@click.option("--license", help="[description] SPDX id of the licence (default: model card, then LICENSE).")
+@click.option("--license-name", help="[description] Name of a licence without SPDX id.")
+@click.option("--license-link", help="[description] Where the licence can be read.")
+@click.option("--url", help="[description] Home page of the model.")
+@click.option("--repo-url", help="[description] Repository of this model.")
+@click.option("--source-url", help="[description] Home page of the source.")
+@click.option("--source-repo-url", help="[description] Repository of the source.")
+@click.option("--source-revision", help="[description] Commit of the source repository.")
+@click.option(
+    "--base-model", "base_models", multiple=True, metavar="OWNER/NAME", help="[description] Base model. Repeatable."
+)
+@_conversion
+@_common
+def to_gguf(
+    source: Path,
+    *,
+    output: Path,
+    dense: str | None,
+    experts: str | None,
+    overrides: Sequence[tuple[str, str]],
+    split_max_size: int | None,
+    tokenizer: Path | None,
+    force: bool,
+    dry_run: bool,
+    jobs: int | None,
+    max_memory: int | None,
+    no_progress: bool,
+    as_json: bool,
+    quiet: bool,
+    **description: Any,
+) -> None:
+    """Convert SRC to a GGUF file for llama.cpp.
+
+    Experts in MXFP4 keep every bit, and by default nothing else is rounded either.
+
+    \b
+    Examples:
+      gptoss-convert to-gguf gpt-oss-20b -o gpt-oss-20b.gguf
+      gptoss-convert to-gguf gpt-oss-20b -o small.gguf --dense q8_0
+      gptoss-convert to-gguf gpt-oss-120b -o big.gguf --split-max-size 20GB --dry-run
+    """
+    from gptoss_convert.converters.execute import Resources
+    from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf, tokenizer_in
+    from gptoss_convert.formats import open_checkpoint
+    from gptoss_convert.formats.gguf.description import Description
+
+    options = GgufOptions(
+        dense=dense,
+        experts=experts,
+        overrides=overrides,
+        split_max_size=split_max_size,
+        description=Description(**description),
+    )
+    plan = plan_gguf(
+        open_checkpoint(source), output, options, tokenizer=None if tokenizer is None else tokenizer_in(tokenizer)
+    )
+    limits = {"jobs": jobs, "memory": max_memory}
+    resources = Resources(**{key: value for key, value in limits.items() if value is not None})
+    _convert(plan, resources, replace=force, dry_run=dry_run, no_progress=no_progress, as_json=as_json, quiet=quiet)
+
+
+def _convert(
+    plan: Any, resources: Any, *, replace: bool, dry_run: bool, no_progress: bool, as_json: bool, quiet: bool
+) -> None:
+    """Print or execute a plan."""
+    from gptoss_convert.converters.execute import execute
+
+    if dry_run:
+        if as_json:
+            console.print_json(plan.as_dict())
+        else:
+            console.print_plan(plan, every_tensor=not quiet)
+        return
+    started = time.monotonic()
+    wanted = console.progress_is_wanted(quiet=quiet or as_json, no_progress=no_progress)
+    with console.progress_bar(plan.data_nbytes, shown=wanted) as progress:
+        execute(plan, resources=resources, replace=replace, progress=progress)
+    seconds = time.monotonic() - started
+    if as_json:
+        console.print_json(plan.as_dict() | {"seconds": round(seconds, 3)})
+    elif not quiet:
+        console.print_plan(plan, every_tensor=False)
+        console.say(f"done in {seconds:.1f} s, {console.human_bytes(plan.nbytes / max(seconds, 1e-9))}/s")
+
+
+@cli.command(cls=SectionedCommand)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="[output] Keep the artifact in this folder.",
+)
+@_common
+def demo(output: Path | None, *, as_json: bool, quiet: bool) -> None:
+    """Tell the whole story on a built-in tiny model.
+
+    Converts a trained gpt-oss of 7.8 MB to GGUF, inspects the file, and compares every tensor with the source.
+    """
+    from tempfile import TemporaryDirectory
+
+    from gptoss_convert.demo import run_demo
+
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        result = run_demo(output)
+    else:
+        with TemporaryDirectory() as folder:
+            result = run_demo(Path(folder))
+    if as_json:
+        from dataclasses import asdict
+
+        console.print_json(
+            {
+                "source": result.source.as_dict(),
+                "artifact": result.artifact.as_dict(),
+                "plan": result.plan.as_dict(),
+                "comparisons": [asdict(item) | {"passed": item.passed} for item in result.comparisons],
+            }
+        )
+    elif not quiet:
+        console.print_inspection(result.source)
+        console.print_plan(result.plan, every_tensor=False)
+        console.print_inspection(result.artifact)
+        console.print_comparisons(result.comparisons)
+    if not all(item.passed for item in result.comparisons):
+        sys.exit(CHECK_FAILED)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line with `arguments` and return its exit code."""
+    try:
+        cli.main(args=list(arguments), prog_name="gptoss-convert", standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted; nothing was written under a final name", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else INTERNAL_ERROR
+    return 0

@@ -1,0 +1,1 @@
+"""From a checkpoint to an artifact: plan, execute, and one recipe per format."""

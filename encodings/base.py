@@ -1,0 +1,163 @@
+"""What an encoding is: a way to store real numbers, independent of any file.
+
+A *chunk* holds some rows of one tensor in one encoding. It is a tuple of arrays, one per *part* of the
+encoding, each of shape `[rows, items per row]`. Plain floats have one part; block encodings have two, the
+codes and the scales. How the parts lie in a file (apart, or interleaved in records) is the file format's
+business, so a chunk looks the same whichever file it came from.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+Chunk: TypeAlias = tuple[Array, ...]
+Float32: TypeAlias = NDArray[np.float32]
+
+
+class EncodingError(ValueError):
+    """Numbers that an encoding cannot hold, or bytes that are no numbers; the caller adds file and tensor."""
+
+
+class LossClass(enum.StrEnum):
+    """What a conversion does to the numbers."""
+
+    BYTE_EXACT = "byte-exact"
+    """The encoding stays; every code and scale is kept, at most in another order."""
+    VALUE_EXACT = "value-exact"
+    """Another encoding that holds every value of the first one exactly."""
+    LOSSY = "lossy"
+    """Values are rounded."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One array of a chunk: `per_block` items of `dtype` for every block of a row."""
+
+    name: str
+    dtype: np.dtype[Any]
+    per_block: int
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Bytes that this part takes for one block."""
+        return self.dtype.itemsize * self.per_block
+
+
+@dataclass(frozen=True)
+class Span:
+    """The values that an encoding can represent, as far as exactness is concerned.
+
+    Every value is an integer of at most `precision` bits times a power of two, is a multiple of
+    `2**lowest_bit`, and is at most `largest` in magnitude.
+    """
+
+    precision: int
+    lowest_bit: int
+    largest: float
+
+    def holds(self, other: Span) -> bool:
+        """Return whether a float format of this span represents every value of `other`."""
+        return (
+            self.precision >= other.precision
+            and self.lowest_bit <= other.lowest_bit
+            and self.largest >= other.largest
+        )
+
+
+class Encoding(ABC):
+    """A codec between float32 values and chunks.
+
+    Instances are stateless singletons, listed in `gptoss_convert.encodings.ENCODINGS`.
+    """
+
+    name: str
+    block: int
+    """Elements per block; a row must be a whole number of blocks."""
+    parts: tuple[Part, ...]
+    span: Span
+    is_float: bool = False
+    """Whether *every* value within `span` has a code, so that decoded values of a narrower span fit."""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Storage per element in bits, scales included."""
+        return 8 * self.bytes_per_block / self.block
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Bytes of all parts for one block."""
+        return sum(part.bytes_per_block for part in self.parts)
+
+    def fits(self, columns: int) -> bool:
+        """Return whether a row of `columns` elements is a whole number of blocks."""
+        return columns % self.block == 0
+
+    def row_nbytes(self, columns: int) -> int:
+        """Return the bytes that a row of `columns` elements takes, all parts together."""
+        if not self.fits(columns):
+            raise EncodingError(f"{self.name} needs rows of whole blocks of {self.block}, not of {columns}")
+        return columns // self.block * self.bytes_per_block
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Return the bytes that a tensor of `shape` (in elements) takes."""
+        return math.prod(shape[:-1]) * self.row_nbytes(shape[-1])
+
+    @abstractmethod
+    def decode(self, chunk: Chunk) -> Float32:
+        """Return the values of `chunk` as float32 `[rows, columns]`.
+
+        Raises:
+            EncodingError: a code stands for no finite float32 value although the encoding is for finite ones.
+        """
+
+    @abstractmethod
+    def encode(self, values: Float32) -> Chunk:
+        """Return float32 `values` `[rows, columns]` in this encoding, rounded where it has to be.
+
+        Raises:
+            EncodingError: a value is outside the range of the encoding.
+        """
+
+    def check(self, chunk: Chunk) -> None:  # noqa: B027 - most encodings have no invalid bytes
+        """Raise `EncodingError` if `chunk` holds bytes that no sound checkpoint contains."""
+
+    def __repr__(self) -> str:
+        return f"<encoding {self.name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from gptoss_convert.encodings import encoding
+
+        return encoding, (self.name,)
+
+
+def loss_class(source: Encoding, target: Encoding) -> LossClass:
+    """Return what storing `source` numbers in `target` does to them, derived from the two encodings alone.
+
+    `value-exact` is a promise that the run keeps: bytes for which it would not hold raise `EncodingError`.
+    """
+    if source is target:
+        return LossClass.BYTE_EXACT
+    if target.is_float and target.span.holds(source.span):
+        return LossClass.VALUE_EXACT
+    return LossClass.LOSSY
+
+
+def convert(chunk: Chunk, source: Encoding, target: Encoding) -> Chunk:
+    """Return `chunk` in another encoding; the same object when the encoding stays."""
+    if source is target:
+        return chunk
+    return target.encode(source.decode(chunk))
+
+
+def split_blocks(values: Float32, block: int) -> Float32:
+    """Return `values` `[rows, columns]` viewed as `[rows, columns / block, block]`."""
+    rows, columns = values.shape
+    return values.reshape(rows, columns // block, block)

@@ -1,0 +1,88 @@
+"""Plain floating point: one item per element, little endian.
+
+Layouts: IEEE 754-2019 binary32 and binary16; bfloat16 is the upper half of binary32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gptoss_convert.encodings.base import Array, Chunk, Encoding, EncodingError, Float32, Part, Span
+
+
+class F32(Encoding):
+    """IEEE binary32."""
+
+    name = "f32"
+    block = 1
+    parts = (Part("values", np.dtype("<f4"), 1),)
+    span = Span(precision=24, lowest_bit=-149, largest=float(np.finfo(np.float32).max))
+    is_float = True
+
+    def decode(self, chunk: Chunk) -> Float32:
+        """Return the values as they are."""
+        return chunk[0]
+
+    def encode(self, values: Float32) -> Chunk:
+        """Return the values as they are."""
+        return (values,)
+
+
+class F16(Encoding):
+    """IEEE binary16."""
+
+    name = "f16"
+    block = 1
+    parts = (Part("values", np.dtype("<f2"), 1),)
+    span = Span(precision=11, lowest_bit=-24, largest=float(np.finfo(np.float16).max))
+    is_float = True
+
+    def decode(self, chunk: Chunk) -> Float32:
+        """Widen to float32, exactly."""
+        return chunk[0].astype(np.float32)
+
+    def encode(self, values: Float32) -> Chunk:
+        """Round to nearest even; a finite value that would become infinite is an error."""
+        with np.errstate(over="ignore"):
+            halves = values.astype(np.float16)
+        _refuse_overflow(np.isinf(halves), values, self)
+        return (halves,)
+
+
+class BF16(Encoding):
+    """bfloat16, held as its 16 bits in uint16 because numpy has no such type."""
+
+    name = "bf16"
+    block = 1
+    parts = (Part("values", np.dtype("<u2"), 1),)
+    span = Span(precision=8, lowest_bit=-133, largest=float.fromhex("0x1.fep127"))
+    is_float = True
+
+    def decode(self, chunk: Chunk) -> Float32:
+        """Widen to float32, exactly."""
+        wide = chunk[0].astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+
+    def encode(self, values: Float32) -> Chunk:
+        """Round to nearest even; NaN stays NaN, and a finite value that would become infinite is an error.
+
+        Rounding as in ggml's `ggml_compute_fp32_to_bf16` (ggml-impl.h), so that results are the same bits.
+        """
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        halves = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+        special = (bits & 0x7F80_0000) == 0x7F80_0000
+        if special.any():
+            quiet_nan = np.where((bits & 0x007F_FFFF) != 0, np.uint32(0x0040), np.uint32(0))
+            halves = np.where(special, ((bits >> 16) | quiet_nan).astype(np.uint16), halves)
+        _refuse_overflow((halves & 0x7FFF) == 0x7F80, values, self)
+        return (halves,)
+
+
+def _refuse_overflow(infinite: Array, values: Float32, encoding: Encoding) -> None:
+    """Raise if an `infinite` result stems from a finite value."""
+    if infinite.any() and (overflow := infinite & np.isfinite(values)).any():
+        raise EncodingError(
+            f"value {values[overflow].flat[0]:g} exceeds the largest {encoding.name} number "
+            f"{encoding.span.largest:g}"
+        )

@@ -1,0 +1,106 @@
+"""The errors that this package raises on purpose.
+
+One root, one class per kind of cause. Each class fixes the exit code of the command line, and each
+error carries the facts that a reader needs to act: which file, which tensor, what was found, what was
+expected, what to do next. Names come from files that strangers wrote, so `str()` never passes a control
+character through to a terminal.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+
+class GptossConvertError(Exception):
+    """Root of all errors raised on purpose; `str()` is one line."""
+
+    exit_code: ClassVar[int] = 70
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        file: Path | str | None = None,
+        tensor: str | None = None,
+        found: object = None,
+        expected: object = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.file = None if file is None else str(file)
+        self.tensor = tensor
+        self.found = None if found is None else str(found)
+        self.expected = None if expected is None else str(expected)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        place = ", ".join(part for part in (self.file, self.tensor and f"tensor {self.tensor}") if part)
+        facts = ", ".join(
+            f"{label} {value}"
+            for label, value in (("found", self.found), ("expected", self.expected))
+            if value is not None
+        )
+        line = self.what
+        if place:
+            line += f" ({place})"
+        if facts:
+            line += f": {facts}"
+        if self.hint:
+            line += f"; {self.hint}"
+        return printable(line)
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        """Return the facts under stable keys, for `--json`."""
+        return {
+            "error": type(self).__name__,
+            "what": self.what,
+            "file": self.file,
+            "tensor": self.tensor,
+            "found": self.found,
+            "expected": self.expected,
+            "hint": self.hint,
+            "exit_code": self.exit_code,
+        }
+
+
+class VerificationError(GptossConvertError):
+    """A check of a written artifact failed."""
+
+    exit_code = 1
+
+
+class OptionError(GptossConvertError):
+    """An option has a value that makes no sense for this input."""
+
+    exit_code = 2
+
+
+class InputError(GptossConvertError):
+    """An input file is missing, damaged, inconsistent or not what it claims to be."""
+
+    exit_code = 3
+
+
+class UnsupportedError(GptossConvertError):
+    """The input is sound, but this conversion, format or runtime cannot take it."""
+
+    exit_code = 4
+
+
+class OutputError(GptossConvertError):
+    """The output could not be written: it exists, or the disk is full, or access is denied."""
+
+    exit_code = 5
+
+
+class BudgetError(GptossConvertError):
+    """The work does not fit the memory or disk budget that was given."""
+
+    exit_code = 6
+
+
+def printable(text: str) -> str:
+    """Replace every control or otherwise unprintable character of `text` by its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,0 +1,65 @@
+"""How files are laid out: one module or package per format.
+
+Adding a format means adding one module here with `NAME`, `TITLE`, `recognises` and `read`, and one entry to
+`FORMATS`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.errors import InputError
+
+FORMATS: dict[str, str] = {
+    "huggingface": "gptoss_convert.formats.huggingface",
+    "openai": "gptoss_convert.formats.openai",
+    "gguf": "gptoss_convert.formats.gguf",
+}
+"""Module by format name, in the order in which a path is tried."""
+
+
+class Format(Protocol):
+    """What a format's module offers."""
+
+    NAME: str
+    TITLE: str
+
+    def recognises(self, path: Path) -> bool:
+        """Return whether `path` is of this format, judged by its contents."""
+
+    def read(self, path: Path) -> Checkpoint:
+        """Open `path` without reading tensor data."""
+
+
+def format_named(name: str) -> Format:
+    """Return the module of format `name`, imported when first used."""
+    return cast(Format, import_module(FORMATS[name]))
+
+
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """Open a model of any readable format. No tensor data is read.
+
+    The result may have `problems`, which `inspect` lists and a conversion refuses.
+
+    Raises:
+        InputError: nothing is there, no format recognises it, or a header is damaged.
+        UnsupportedError: it is another kind of model.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError("nothing is there", file=path)
+    for name in FORMATS:
+        module = format_named(name)
+        if module.recognises(path):
+            return module.read(path)
+    raise InputError(
+        "not a checkpoint that can be read",
+        file=path,
+        expected="a folder with config.json and safetensors files, or a GGUF file",
+    )
+
+
+__all__ = ["FORMATS", "Format", "format_named", "open_checkpoint"]

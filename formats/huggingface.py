@@ -1,0 +1,214 @@
+"""The layout of Hugging Face gpt-oss repositories, with experts in MXFP4 or in BF16.
+
+Source: openai/gpt-oss-20b at 6cee5e81 and `transformers/models/gpt_oss`. MXFP4 experts lie as two U8 tensors,
+`*_blocks` `[experts, out, in / 32, 16]` and `*_scales` `[experts, out, in / 32]`, in any shards. BF16 (F16, F32)
+experts lie as one tensor `[experts, in, out]`, transposed against the canonical orientation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gptoss_convert.assets import TOKENIZER_JSON, Assets, read_json_object
+from gptoss_convert.checkpoint import (
+    FULL,
+    SLIDING,
+    Checkpoint,
+    ModelConfig,
+    Tensor,
+    YarnRope,
+    check_tensors,
+    files_of,
+    in_canonical_order,
+)
+from gptoss_convert.errors import GptossConvertError, InputError, UnsupportedError
+from gptoss_convert.formats.config_fields import Count, LayerCount, Positive, convert_config, refuse_conflicts
+from gptoss_convert.formats.safetensors import INDEX_NAME, SINGLE_NAME, StoredTensor, read_folder
+from gptoss_convert.formats.safetensors_tensors import mxfp4_tensor, plain_tensor, transposed_experts
+from gptoss_convert.formats.tokenizer_json import PURPOSES, HuggingFaceTokenizer
+
+NAME = "huggingface"
+TITLE = "Hugging Face safetensors"
+
+_EXPERT_MATRIX = re.compile(r"(?P<base>.*\.mlp\.experts\.(?:gate_up|down)_proj)(?:_(?P<part>blocks|scales))?")
+
+
+class _Rope(msgspec.Struct):
+    """`rope_scaling`, or `rope_parameters` as transformers 5 writes it, which holds `rope_theta` too."""
+
+    rope_type: str
+    factor: Positive
+    original_max_position_embeddings: Count
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
+    truncate: bool = True
+    rope_theta: Positive | None = None
+
+
+class _Config(msgspec.Struct):
+    """The fields of config.json that matter; defaults are those of transformers' `GptOssConfig`."""
+
+    num_hidden_layers: LayerCount
+    hidden_size: Count
+    intermediate_size: Count
+    num_local_experts: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    head_dim: Count
+    vocab_size: Count
+    sliding_window: Count
+    num_experts_per_tok: Count | None = None
+    experts_per_token: Count | None = None
+    max_position_embeddings: Count = 131072
+    layer_types: list[str] | None = None
+    rope_scaling: _Rope | None = None
+    rope_parameters: _Rope | None = None
+    rope_theta: Positive | None = None
+    rms_norm_eps: Positive = 1e-5
+    swiglu_limit: Positive = 7.0
+    tie_word_embeddings: bool = False
+    attention_bias: bool = True
+    hidden_act: str = "silu"
+    quantization_config: dict[str, Any] | None = None
+
+
+def recognises(path: Path) -> bool:
+    """Return whether `path` is a folder with a Hugging Face gpt-oss configuration."""
+    config = path / "config.json"
+    return path.is_dir() and config.is_file() and "model_type" in read_json_object(config)
+
+
+def read(path: Path) -> Checkpoint:
+    """Open the folder `path` without reading tensor data.
+
+    Raises:
+        InputError: the configuration or a safetensors header is damaged.
+        UnsupportedError: the folder holds another kind of model.
+    """
+    config_path = path / "config.json"
+    raw = read_json_object(config_path)
+    config = parse_config(raw, config_path)
+    tensors, problems = canonical_tensors(read_folder(path))
+    assets = Assets(path)
+    weights = path / INDEX_NAME if (path / INDEX_NAME).exists() else path / SINGLE_NAME
+    problems += check_tensors(config, tensors, weights)
+    return Checkpoint(
+        path=path,
+        format=NAME,
+        config=config,
+        tensors=in_canonical_order(config, tensors),
+        assets=assets,
+        tokenizer=find_tokenizer(assets, raw),
+        files=files_of(tensors.values()),
+        problems=tuple(problems),
+    )
+
+
+def find_tokenizer(assets: Assets, config: Mapping[str, Any]) -> HuggingFaceTokenizer | None:
+    """Return the tokenizer among `assets`, with the ids that config.json declares; None if there is none."""
+    if assets.path(TOKENIZER_JSON) is None:
+        return None
+    declared = {purpose: config.get(f"{purpose}_token_id") for purpose in PURPOSES}
+    return HuggingFaceTokenizer(assets, {key: value for key, value in declared.items() if type(value) is int})
+
+
+def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
+    """Return the configuration in `raw`, the contents of a config.json at `path`.
+
+    Raises:
+        InputError: a field is missing, of the wrong type, or contradicts another.
+        UnsupportedError: the model is not a gpt-oss, or quantised by another method than MXFP4.
+    """
+    model_type = raw.get("model_type")
+    if model_type != "gpt_oss":
+        raise UnsupportedError(
+            "not a gpt-oss model", file=path, found=f"model_type {model_type!r}", expected="gpt_oss"
+        )
+    fields = convert_config(raw, _Config, path)
+    _check_variant(fields, path)
+    rope = fields.rope_parameters or fields.rope_scaling
+    theta = (fields.rope_parameters and fields.rope_parameters.rope_theta) or fields.rope_theta
+    if rope is None or theta is None:
+        raise InputError(
+            "configuration lacks rotary embedding",
+            file=path,
+            expected="rope_scaling and rope_theta, or rope_parameters",
+        )
+    if rope.rope_type != "yarn":
+        raise UnsupportedError("rotary embedding is not YaRN", file=path, found=rope.rope_type, expected="yarn")
+    top_k = fields.num_experts_per_tok or fields.experts_per_token
+    if top_k is None:
+        raise InputError("configuration lacks num_experts_per_tok", file=path)
+    alternating = [SLIDING if index % 2 == 0 else FULL for index in range(fields.num_hidden_layers)]
+    layer_types = alternating if fields.layer_types is None else fields.layer_types
+    if unknown := set(layer_types) - {SLIDING, FULL}:
+        raise UnsupportedError(
+            "unknown layer type", file=path, found=", ".join(sorted(unknown)), expected=f"{SLIDING} or {FULL}"
+        )
+    config = ModelConfig(
+        num_hidden_layers=fields.num_hidden_layers,
+        hidden_size=fields.hidden_size,
+        intermediate_size=fields.intermediate_size,
+        num_local_experts=fields.num_local_experts,
+        num_experts_per_tok=top_k,
+        num_attention_heads=fields.num_attention_heads,
+        num_key_value_heads=fields.num_key_value_heads,
+        head_dim=fields.head_dim,
+        vocab_size=fields.vocab_size,
+        max_position_embeddings=fields.max_position_embeddings,
+        sliding_window=fields.sliding_window,
+        layer_types=tuple(layer_types),
+        rope=YarnRope(
+            theta=theta,
+            factor=rope.factor,
+            beta_fast=rope.beta_fast,
+            beta_slow=rope.beta_slow,
+            original_context_length=rope.original_max_position_embeddings,
+            truncate=rope.truncate,
+        ),
+        rms_norm_eps=fields.rms_norm_eps,
+        swiglu_limit=fields.swiglu_limit,
+    )
+    refuse_conflicts(config, path)
+    return config
+
+
+def _check_variant(fields: _Config, path: Path) -> None:
+    """Refuse what the gpt-oss architecture does not have."""
+    method = (fields.quantization_config or {}).get("quant_method", "mxfp4")
+    for name, found, expected in (
+        ("quantization method", method, "mxfp4"),
+        ("tie_word_embeddings", fields.tie_word_embeddings, False),
+        ("attention_bias", fields.attention_bias, True),
+        ("hidden_act", fields.hidden_act, "silu"),
+    ):
+        if found != expected:
+            raise UnsupportedError(f"{name} is not that of gpt-oss", file=path, found=found, expected=expected)
+
+
+def canonical_tensors(
+    stored: Mapping[str, StoredTensor],
+) -> tuple[dict[str, Tensor], list[GptossConvertError]]:
+    """Return the stored tensors as canonical ones, and what is wrong with those that cannot be."""
+    tensors: dict[str, Tensor] = {}
+    problems: list[GptossConvertError] = []
+    for name, tensor in stored.items():
+        try:
+            expert = _EXPERT_MATRIX.fullmatch(name)
+            if expert is None:
+                tensors[name] = plain_tensor(name, tensor)
+            elif expert["part"] is None:
+                tensors[name] = transposed_experts(name, tensor)
+            elif expert["part"] == "blocks":
+                base = expert["base"]
+                tensors[base] = mxfp4_tensor(base, tensor, stored.get(f"{base}_scales"))
+            elif f"{expert['base']}_blocks" not in stored:
+                raise InputError("scales without blocks", file=tensor.file.path, tensor=name)
+        except GptossConvertError as problem:
+            problems.append(problem)
+    return tensors, problems

@@ -1,0 +1,1 @@
+"""Foreign programs the tests compare against: llama.cpp, its converter, and transformers."""
