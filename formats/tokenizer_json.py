@@ -122,8 +122,8 @@ class HuggingFaceTokenizer:
                 return msgspec.json.decode(raw, type=list[str])
             except msgspec.DecodeError as error:
                 raise InputError(f"damaged tokenizer: merges: {error}", file=self.path) from None
-        merges = [f"{left} {right}" for left, right in pairs]
-        if any(merge.count(" ") != 1 for merge in merges):
+        merges = list(map(" ".join, pairs))
+        if "\n".join(merges).count(" ") != len(merges):
             raise InputError("a merge has a space in it, which byte-level BPE cannot have", file=self.path)
         return merges
 

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -80,13 +81,9 @@ class StringArray:
     def of(cls, strings: Sequence[str]) -> StringArray:
         """Return `strings` in stored form."""
         encoded = [text.encode("utf-8") for text in strings]
-        longest = max(map(len, encoded), default=0)
-        prefixes = [struct.pack("<Q", length) for length in range(min(longest, 1 << 16) + 1)]
-        pieces: list[bytes] = []
-        for text in encoded:
-            pieces.append(prefixes[len(text)] if len(text) < len(prefixes) else struct.pack("<Q", len(text)))
-            pieces.append(text)
-        return cls(len(encoded), b"".join(pieces))
+        prefixes = {length: struct.pack("<Q", length) for length in set(map(len, encoded))}
+        pairs = zip(map(prefixes.__getitem__, map(len, encoded)), encoded, strict=True)
+        return cls(len(encoded), b"".join(chain.from_iterable(pairs)))
 
     def __len__(self) -> int:
         return self.count

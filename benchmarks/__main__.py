@@ -1,0 +1,32 @@
+"""`python -m benchmarks`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from benchmarks import to_gguf
+
+
+@click.group()
+def benchmarks() -> None:
+    """Measure conversions side by side with `cp` and with peer tools. Makes and removes its own checkpoints."""
+
+
+@benchmarks.command("to-gguf")
+@click.option("--layers", type=int, multiple=True, default=(2,), help="Full-width layers (default: 2). Repeatable.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Runs of cp and of ours, in turn.")
+@click.option("--peer-rounds", type=int, default=1, show_default=True, help="Runs of llama.cpp's converter.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to work (default: a temporary folder).")
+def run_to_gguf(layers: tuple[int, ...], rounds: int, peer_rounds: int, folder: Path | None) -> None:
+    """Convert full-width slices of gpt-oss-20b with the real tokenizer."""
+    for count in layers:
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            result = to_gguf.measure(Path(work) / "work", layers=count, rounds=rounds, peer_rounds=peer_rounds)
+        print("\n".join(result.lines()), flush=True)
+
+
+if __name__ == "__main__":
+    benchmarks()

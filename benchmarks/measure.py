@@ -1,0 +1,68 @@
+"""Time and memory of a child process, by the kernel's account."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a command."""
+
+    wall: float
+    """Seconds."""
+    cpu: float
+    """User and system seconds."""
+    resident: int
+    """Peak resident bytes, pages of mapped files included; sampled."""
+    private: int
+    """Peak anonymous bytes, sampled."""
+
+
+def run(command: Sequence[str | Path]) -> Run:
+    """Run `command` to its end; raise `RuntimeError` with its output if it fails."""
+    started = time.perf_counter()
+    words = [str(part) for part in command]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+        peak = {"VmHWM": 0, "RssAnon": 0}
+        done = threading.Event()
+        sampler = threading.Thread(target=_sample, args=(child.pid, peak, done))
+        sampler.start()
+        assert child.stdout is not None
+        output = child.stdout.read()
+        _, status, usage = os.wait4(child.pid, 0)
+        wall = time.perf_counter() - started
+        child.returncode = os.waitstatus_to_exitcode(status)
+        done.set()
+        sampler.join()
+    if child.returncode:
+        raise RuntimeError(f"{command}: exit code {child.returncode}\n{output.decode(errors='replace')}")
+    return Run(wall, usage.ru_utime + usage.ru_stime, peak["VmHWM"], peak["RssAnon"])
+
+
+def _sample(pid: int, peak: dict[str, int], done: threading.Event) -> None:
+    """Keep the largest values in the child's status; its rusage would count the parent that it was forked from."""
+    status = Path(f"/proc/{pid}/status")
+    while not done.wait(POLL_SECONDS):
+        try:
+            lines = status.read_text().splitlines()
+        except OSError:
+            return
+        for line in lines:
+            key, _, value = line.partition(":")
+            if key in peak:
+                peak[key] = max(peak[key], int(value.split()[0]) * 1024)
+
+
+def median_wall(runs: Sequence[Run]) -> float:
+    """Return the median of the wall times in seconds."""
+    return statistics.median(run.wall for run in runs)
