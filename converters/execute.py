@@ -70,24 +70,23 @@ def execute(
 
 @dataclass(frozen=True)
 class _Chunk:
+    """Rows `start` to `stop` of a tensor, which are read at once and then worked on `step` rows at a time."""
+
     transfer: Transfer
     start: int
     stop: int
+    step: int
 
 
 def _chunks(plan: Plan, resources: Resources) -> Iterator[_Chunk]:
     for transfer in plan.transfers:
-        for start, stop in transfer.source.row_ranges(_rows_per_chunk(transfer, resources)):
-            yield _Chunk(transfer, start, stop)
-
-
-def _rows_per_chunk(transfer: Transfer, resources: Resources) -> int:
-    """Return as many rows as a cache-sized chunk holds, or a whole row group if memory allows it."""
-    per_row = transfer.working_bytes_per_row
-    group = transfer.source.source.row_group
-    if group > 1 and group * per_row <= resources.memory_per_job:
-        return max(group, LARGEST_CHUNK // per_row)
-    return max(min(LARGEST_CHUNK, resources.memory_per_job) // per_row, 1)
+        step = max(min(LARGEST_CHUNK, resources.memory_per_job) // transfer.working_bytes_per_row, 1)
+        most_rows = step
+        if transfer.source.source.row_group > 1:  # read as much of a group as memory allows
+            most_rows = max(resources.memory_per_job // transfer.reading_bytes_per_row, 1)
+            most_rows = min(most_rows, transfer.source.source.row_group)
+        for start, stop in transfer.source.row_ranges(most_rows):
+            yield _Chunk(transfer, start, stop, step)
 
 
 def _run_bounded(
@@ -113,13 +112,18 @@ def _transfer_chunk(chunk: _Chunk, files: Sequence[PartialFile]) -> int:
     source = chunk.transfer.source
     numbers = source.read(chunk.start, chunk.stop)
     written = 0
-    for target in chunk.transfer.targets:
-        selected, first_row = target.selection.apply(numbers, chunk.start)
-        with _named(source):
-            converted = convert(selected, source.encoding, target.tensor.encoding)
-        data = target.pack(target.tensor.encoding, converted)
-        files[target.tensor.file].write(data, target.tensor.offset + first_row * target.tensor.row_nbytes)
-        written += data.nbytes
+    for start in range(chunk.start, chunk.stop, chunk.step):
+        step = slice(start - chunk.start, start - chunk.start + chunk.step)
+        rows = tuple(part[step] for part in numbers)
+        for target in chunk.transfer.targets:
+            selected, first_row = target.selection.apply(rows, start)
+            if not len(selected[0]):
+                continue
+            with _named(source):
+                converted = convert(selected, source.encoding, target.tensor.encoding)
+            data = target.pack(target.tensor.encoding, converted)
+            files[target.tensor.file].write(data, target.tensor.offset + first_row * target.tensor.row_nbytes)
+            written += data.nbytes
     return written
 
 

@@ -99,14 +99,19 @@ class Transfer:
         return sum(target.tensor.nbytes for target in self.targets)
 
     @property
+    def reading_bytes_per_row(self) -> int:
+        """Upper estimate of the memory that reading a row takes."""
+        stored = self.source.encoding.row_nbytes(self.source.columns)
+        gathered = self.source.source.row_group > 1  # read in one piece, then arranged in another
+        return 2 * stored if gathered else stored
+
+    @property
     def working_bytes_per_row(self) -> int:
-        """Upper estimate of the memory in use per row while it is transferred."""
-        columns = self.source.columns
-        stored = self.source.encoding.row_nbytes(columns)
-        # Read and packed once each; a conversion needs float32 values and temporaries of their size.
+        """Upper estimate of the memory that a row takes from reading to writing."""
+        packed = max(target.tensor.row_nbytes for target in self.targets)
         converting = any(target.tensor.encoding is not self.source.encoding for target in self.targets)
-        gathered = stored if self.source.source.row_group > 1 else 0
-        return 2 * stored + gathered + (8 * 4 * columns if converting else 0)
+        # A conversion needs float32 values and temporaries of their size.
+        return self.reading_bytes_per_row + packed + (8 * 4 * self.source.columns if converting else 0)
 
 
 @dataclass(frozen=True)
