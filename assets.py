@@ -9,6 +9,7 @@ from typing import Any
 
 from gptoss_convert.errors import InputError
 
+CONFIG = "config.json"
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -33,6 +34,12 @@ class Assets:
             return None
         path = self.folder / name
         return path if path.is_file() else None
+
+    def paths(self) -> tuple[Path, ...]:
+        """Return the paths of all files in the folder, which an output must not replace."""
+        if self.folder is None:
+            return ()
+        return tuple(path for path in self.folder.iterdir() if path.is_file())
 
     def read(self, name: str, *, largest: int = LARGEST_TEXT) -> bytes | None:
         """Return the bytes of asset `name`, or None if there is no such file.

@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from gptoss_convert.assets import Assets
-from gptoss_convert.encodings import Chunk, Encoding, EncodingError
+from gptoss_convert.description import Description
+from gptoss_convert.encodings import Array, Chunk, Encoding, EncodingError
 from gptoss_convert.errors import GptossConvertError, InputError
 from gptoss_convert.tokenizer import TokenizerSource
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"
+LARGEST_LAYER_COUNT = 4096
+
+_Stored = TypeVar("_Stored")
+
+
+def alternating_layers(count: int) -> tuple[str, ...]:
+    """Return the layer types of the published models: sliding and full in turn."""
+    return tuple(SLIDING if index % 2 == 0 else FULL for index in range(count))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +68,12 @@ class ModelConfig:
     rms_norm_eps: float
     swiglu_limit: float
 
-    def conflicts(self) -> Iterable[str]:
-        """Yield one sentence for every pair of fields that contradict each other."""
+    def require_consistent(self, path: Path) -> None:
+        """Raise `InputError` for the first contradiction between fields; `path` is the file to name."""
+        for conflict in self._conflicts():
+            raise InputError(f"configuration contradicts itself: {conflict}", file=path)
+
+    def _conflicts(self) -> Iterable[str]:
         if len(self.layer_types) != self.num_hidden_layers:
             yield f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} layers"
         if self.num_attention_heads % self.num_key_value_heads:
@@ -131,39 +145,65 @@ def inventory(config: ModelConfig) -> dict[str, TensorSpec]:
     return tensors
 
 
-class Source(Protocol):
-    """Where the rows of a tensor come from."""
+def parameter_count(config: ModelConfig) -> int:
+    """Return the number of parameters of a model with this configuration."""
+    return sum(math.prod(spec.shape) for spec in inventory(config).values())
+
+
+class FileWriter(Protocol):
+    """Takes what a storage writes."""
+
+    def write(self, path: Path, data: bytes | Array, offset: int) -> None:
+        """Write contiguous `data` at `offset` of the planned file `path`.
+
+        Raises:
+            OutputError: the system refused.
+        """
+
+
+class Storage(Protocol):
+    """Where and how the rows of a tensor lie in files; a row is the last dimension, all others are flattened.
+
+    Storages are values: equal if they mean the same bytes, and fit to be sent to another process.
+    """
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that are read; the first is named when something is wrong with the bytes."""
+        """The files with the rows; the first is named when something is wrong with them."""
 
     @property
     def row_group(self) -> int:
-        """Reading whole groups of so many rows, from a multiple of it, avoids reading bytes twice."""
+        """Moving whole groups of so many rows, from a multiple of it, is cheapest."""
 
     def read(self, start: int, stop: int) -> Chunk:
-        """Return rows `start` to `stop` of the tensor flattened to two dimensions.
+        """Return rows `start` to `stop`.
 
         Raises:
-            InputError: the file became unreadable or shorter since it was opened.
+            InputError: a file changed since it was opened, or cannot be read.
+        """
+
+    def write(self, writer: FileWriter, start: int, chunk: Chunk) -> None:
+        """Write the rows of `chunk` from row `start` on.
+
+        Raises:
+            OutputError: the system refused.
         """
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A named tensor whose rows are read on demand. A row is the last dimension."""
+    """A named tensor in some encoding and storage: one that can be read, or one that a plan will write."""
 
     name: str
     shape: tuple[int, ...]
     """In elements, canonical orientation."""
     encoding: Encoding
-    source: Source
+    storage: Storage
 
     @property
     def file(self) -> Path:
         """The file to name when something is wrong with this tensor."""
-        return self.source.files[0]
+        return self.storage.files[0]
 
     @property
     def rows(self) -> int:
@@ -186,26 +226,18 @@ class Tensor:
         Raises:
             InputError: the bytes cannot be read or are no sound numbers of the encoding.
         """
-        chunk = self.source.read(start, stop)
-        try:
+        chunk = self.storage.read(start, stop)
+        with self.named_errors():
             self.encoding.check(chunk)
-        except EncodingError as error:
-            raise self.error(error) from None
         return chunk
 
-    def error(self, cause: EncodingError) -> InputError:
-        """Return `cause` as an error that names this tensor and its file."""
-        return InputError(str(cause), file=self.file, tensor=self.name)
-
-    def row_ranges(self, most_rows: int) -> Iterable[tuple[int, int]]:
-        """Yield `(start, stop)` pairs that cover all rows, each of at most `most_rows` (at least one) rows.
-
-        The pairs respect the source's row group where a group is not larger than `most_rows`.
-        """
-        group = self.source.row_group
-        step = max(most_rows - most_rows % group if most_rows >= group else most_rows, 1)
-        for start in range(0, self.rows, step):
-            yield start, min(start + step, self.rows)
+    @contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """Turn an `EncodingError` within the block into an `InputError` that names this tensor and its file."""
+        try:
+            yield
+        except EncodingError as error:
+            raise InputError(str(error), file=self.file, tensor=self.name) from None
 
 
 @dataclass(frozen=True)
@@ -222,21 +254,78 @@ class Checkpoint:
     assets: Assets
     """Files that travel with the weights."""
     tokenizer: TokenizerSource | None
-    files: tuple[Path, ...]
-    """Every file that tensors are read from; an output must never be one of them."""
-    details: Mapping[str, str] = field(default_factory=dict)
-    """What the format says about the model beyond all this, for people to read."""
-    problems: tuple[GptossConvertError, ...] = ()
+    describe: Callable[[], Description]
+    """Reads what the checkpoint says about the model: name, author, licence."""
+    details: Mapping[str, str]
+    """What only this format says, for people to read."""
+    problems: tuple[GptossConvertError, ...]
     """What is wrong with it; empty for a sound checkpoint."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that tensors are read from, sorted."""
+        return tuple(sorted({file for tensor in self.tensors.values() for file in tensor.storage.files}))
 
     def require_sound(self) -> None:
         """Raise the first problem, if there is one, and say how many more there are."""
-        if not self.problems:
-            return
-        first, *others = self.problems
-        if others and first.hint is None:
-            first.hint = f"{len(others)} more: see `gptoss-convert inspect`"
-        raise first
+        if self.problems:
+            first, *others = self.problems
+            raise first.with_hint(f"{len(others)} more problems: see `gptoss-convert inspect`") if others else first
+
+
+def assemble_checkpoint(
+    path: Path,
+    format_name: str,
+    config: ModelConfig,
+    collected: Collected,
+    *,
+    tensor_place: Path,
+    assets: Assets,
+    tokenizer: TokenizerSource | None,
+    describe: Callable[[], Description],
+    details: Mapping[str, str] | None = None,
+) -> Checkpoint:
+    """Return a checkpoint from what a format has read: checked against the inventory, in canonical order.
+
+    `tensor_place` is the file or folder to name for tensors that are missing; all else is as in `Checkpoint`.
+    """
+    problems = [*collected.problems, *check_tensors(config, collected.tensors, tensor_place)]
+    return Checkpoint(
+        path=path,
+        format=format_name,
+        config=config,
+        tensors=in_canonical_order(config, collected.tensors),
+        assets=assets,
+        tokenizer=tokenizer,
+        describe=describe,
+        details=details or {},
+        problems=tuple(problems),
+    )
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Tensors by canonical name, and what is wrong with those that could not be made."""
+
+    tensors: Mapping[str, Tensor]
+    problems: tuple[GptossConvertError, ...]
+
+
+def collect_tensors(stored: Iterable[_Stored], canonical: Callable[[_Stored], Iterable[Tensor]]) -> Collected:
+    """Make canonical tensors of stored ones; two that become the same canonical tensor are a problem."""
+    tensors: dict[str, Tensor] = {}
+    problems: list[GptossConvertError] = []
+    for item in stored:
+        try:
+            for tensor in canonical(item):
+                if tensor.name in tensors:
+                    raise InputError(
+                        "tensor occurs twice, perhaps in two encodings", file=tensor.file, tensor=tensor.name
+                    )
+                tensors[tensor.name] = tensor
+        except GptossConvertError as problem:
+            problems.append(problem)
+    return Collected(tensors, tuple(problems))
 
 
 def check_tensors(config: ModelConfig, found: Mapping[str, Tensor], place: Path) -> list[GptossConvertError]:
@@ -282,8 +371,3 @@ def in_canonical_order(config: ModelConfig, tensors: Mapping[str, Tensor]) -> di
     """Return `tensors` ordered as the inventory, unknown ones last and by name."""
     order = {name: index for index, name in enumerate(inventory(config))}
     return dict(sorted(tensors.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
-
-
-def files_of(tensors: Iterable[Tensor]) -> tuple[Path, ...]:
-    """Return every file that `tensors` are read from, sorted."""
-    return tuple(sorted({file for tensor in tensors for file in tensor.source.files}))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,6 +23,7 @@ from gptoss_convert.errors import GptossConvertError
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
 CHECK_FAILED = 1
+OUTPUT_FAILED = 5
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -63,7 +67,7 @@ SECTIONS = ("Input", "Output", "Encoding", "Description", "Resources", "Reportin
 
 
 class SectionedCommand(click.Command):
-    """A command whose help lists its options by section, which `[section]` at the start of an option's help names."""
+    """A command whose help lists its options by the section that `[section]` at the start of their help names."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options of each section under a heading of their own."""
@@ -94,7 +98,12 @@ def _common(command: Command) -> Command:
                 console.print_json(error.as_dict())
             console.print_error(error)
             sys.exit(error.exit_code)
-        except (BrokenPipeError, KeyboardInterrupt, click.ClickException, click.exceptions.Exit, SystemExit):
+        except BrokenPipeError:  # nobody reads the output any more; click would make it a failure
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
+            sys.exit(OUTPUT_FAILED)
+        except (KeyboardInterrupt, click.ClickException, click.exceptions.Exit, SystemExit):
             raise
         except Exception as error:
             if debug:
@@ -234,6 +243,7 @@ def to_gguf(
     no_progress: bool,
     as_json: bool,
     quiet: bool,
+    base_models: Sequence[str],
     **description: Any,
 ) -> None:
     """Convert SRC to a GGUF file for llama.cpp.
@@ -247,19 +257,20 @@ def to_gguf(
       gptoss-convert to-gguf gpt-oss-120b -o big.gguf --split-max-size 20GB --dry-run
     """
     from gptoss_convert.converters.execute import Resources
-    from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf, tokenizer_in
-    from gptoss_convert.formats import open_checkpoint
-    from gptoss_convert.formats.gguf.description import Description
+    from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
+    from gptoss_convert.description import Description
+    from gptoss_convert.formats import open_checkpoint, open_tokenizer
+    from gptoss_convert.formats.model_card import hub_reference
 
     options = GgufOptions(
         dense=dense,
         experts=experts,
         overrides=overrides,
         split_max_size=split_max_size,
-        description=Description(**description),
+        description=Description(**description, base_models=tuple(map(hub_reference, base_models))),
     )
     plan = plan_gguf(
-        open_checkpoint(source), output, options, tokenizer=None if tokenizer is None else tokenizer_in(tokenizer)
+        open_checkpoint(source), output, options, tokenizer=None if tokenizer is None else open_tokenizer(tokenizer)
     )
     limits = {"jobs": jobs, "memory": max_memory}
     resources = Resources(**{key: value for key, value in limits.items() if value is not None})
@@ -309,7 +320,6 @@ def demo(output: Path | None, *, as_json: bool, quiet: bool) -> None:
     from gptoss_convert.demo import run_demo
 
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         result = run_demo(output)
     else:
         with TemporaryDirectory() as folder:
@@ -336,19 +346,31 @@ def demo(output: Path | None, *, as_json: bool, quiet: bool) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line with `arguments` and return its exit code."""
+    _stop_on_signals()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a console may not know every character
     try:
         cli.main(args=list(arguments), prog_name="gptoss-convert", standalone_mode=False)
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        print("interrupted; nothing was written under a final name", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except SystemExit as leave:
-        return leave.code if isinstance(leave.code, int) else INTERNAL_ERROR
+    except (click.exceptions.Exit, SystemExit) as leave:
+        code = leave.exit_code if isinstance(leave, click.exceptions.Exit) else leave.code
+        return code if isinstance(code, int) else INTERNAL_ERROR
     return 0
+
+
+def _stop_on_signals() -> None:
+    """Let a polite end of the process remove unfinished files, as Ctrl-C does."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), stop)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from gptoss_convert.errors import GptossConvertError, printable
@@ -48,7 +48,7 @@ def _table(title: str, *columns: tuple[str, str]) -> Table:
 
 def print_json(document: Any) -> None:
     """Print one JSON document."""
-    print(json.dumps(document, indent=2, ensure_ascii=True))
+    print(json.dumps(document, indent=2, ensure_ascii=True, allow_nan=False))
 
 
 def print_error(error: GptossConvertError) -> None:
@@ -81,7 +81,7 @@ def human_count(count: int) -> str:
 def print_plan(plan: Plan, *, every_tensor: bool) -> None:
     """Print what a conversion will write: a line per file and a row per encoding, or per tensor."""
     console = _console()
-    for file in reversed(plan.files):
+    for file in plan.files:
         console.print(printable(f"{file.path}  {file.nbytes} bytes ({human_bytes(file.nbytes)})"))
     if every_tensor:
         table = _table(
@@ -131,7 +131,7 @@ def print_inspection(inspection: Inspection) -> None:
         "layers": f"{config.num_hidden_layers} ({sliding} with a window of {config.sliding_window})",
         "width": f"hidden {config.hidden_size}, experts {config.intermediate_size}",
         "experts": f"{config.num_local_experts}, {config.num_experts_per_tok} per token",
-        "attention": f"{config.num_attention_heads} heads of {config.head_dim}, {config.num_key_value_heads} KV heads",
+        "attention": f"{config.num_attention_heads} heads of {config.head_dim}, KV: {config.num_key_value_heads}",
         "context": f"{config.max_position_embeddings} (YaRN {rope.factor:g} x {rope.original_context_length})",
         "vocabulary": str(config.vocab_size),
     }
@@ -146,6 +146,10 @@ def print_inspection(inspection: Inspection) -> None:
             ", ".join(f"{name}: sha256 {digest[:16]}..." for name, digest in tokenizer.chat_templates.items())
             or "none"
         )
+    said = inspection.description
+    for key in ("name", "author", "organization", "license", "source_revision"):
+        if said is not None and (value := getattr(said, key)):
+            rows[key.replace("_", " ")] = value
     for key, value in (rows | dict(inspection.details)).items():
         facts.add_row(printable(key), printable(value))
     console.print(facts)
@@ -203,7 +207,13 @@ def progress_bar(total: int, *, shown: bool) -> Iterator[Progress]:
         with _bar(total) as update:
             yield update
     else:
-        yield _lines(total)
+        update = _lines(total)
+
+        def quietly(tensor: str, nbytes: int) -> None:
+            with suppress(OSError):  # nobody reads the log any more; the conversion goes on
+                update(tensor, nbytes)
+
+        yield quietly
 
 
 @contextmanager

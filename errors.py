@@ -9,7 +9,10 @@ character through to a terminal.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
+
+LONGEST_FACT = 300
+"""Characters of a name or value in an error."""
 
 
 class GptossConvertError(Exception):
@@ -28,11 +31,11 @@ class GptossConvertError(Exception):
         hint: str | None = None,
     ) -> None:
         super().__init__(what)
-        self.what = what
-        self.file = None if file is None else str(file)
-        self.tensor = tensor
-        self.found = None if found is None else str(found)
-        self.expected = None if expected is None else str(expected)
+        self.what = what if len(what) <= 2 * LONGEST_FACT else f"{what[: 2 * LONGEST_FACT]}..."
+        self.file = self._shortened(file)
+        self.tensor = self._shortened(tensor)
+        self.found = self._shortened(found)
+        self.expected = self._shortened(expected)
         self.hint = hint
 
     def __str__(self) -> str:
@@ -50,6 +53,19 @@ class GptossConvertError(Exception):
         if self.hint:
             line += f"; {self.hint}"
         return printable(line)
+
+    @staticmethod
+    def _shortened(value: object) -> str | None:
+        """Return `value` as text of bounded length: it may come from a hostile file."""
+        if value is None:
+            return None
+        text = str(value)
+        return text if len(text) <= LONGEST_FACT else f"{text[:LONGEST_FACT]}..."
+
+    def with_hint(self, hint: str) -> Self:
+        """Return the same error with `hint`, unless it has one."""
+        facts = {"file": self.file, "tensor": self.tensor, "found": self.found, "expected": self.expected}
+        return type(self)(self.what, **facts, hint=self.hint or hint)
 
     def as_dict(self) -> dict[str, str | int | None]:
         """Return the facts under stable keys, for `--json`."""

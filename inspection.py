@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gptoss_convert.checkpoint import Checkpoint, ModelConfig, Role, inventory
+from gptoss_convert.description import Description
 from gptoss_convert.errors import GptossConvertError, InputError
 from gptoss_convert.formats import format_named
 from gptoss_convert.tokenizer import TokenKind, Vocabulary
@@ -56,6 +57,7 @@ class Inspection:
     groups: tuple[TensorGroup, ...]
     nbytes: int
     tokenizer: TokenizerFacts | None
+    description: Description | None
     details: Mapping[str, str]
     problems: tuple[GptossConvertError, ...]
 
@@ -75,6 +77,11 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
             facts = _tokenizer_facts(checkpoint.tokenizer.vocabulary(), checkpoint.config.vocab_size)
         except GptossConvertError as problem:
             problems.append(problem)
+    description = None
+    try:
+        description = checkpoint.describe()
+    except GptossConvertError as problem:
+        problems.append(problem)
     groups = _groups(checkpoint)
     return Inspection(
         path=str(checkpoint.path),
@@ -87,6 +94,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         groups=groups,
         nbytes=sum(group.nbytes for group in groups),
         tokenizer=facts,
+        description=description,
         details=checkpoint.details,
         problems=tuple(problems),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.measure import Run, median_wall, run
 from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.formats.gguf.container import read_header
-from gptoss_convert.formats.storage import InputFile
+from gptoss_convert.formats.storage import FileRef
 from tests.peers.llama_cpp_source import converter_source
 from tests.support import tokenizers
 from tests.support.checkpoints import REAL_20B, write_huggingface
@@ -73,7 +73,7 @@ def _measure(source: Path, folder: Path, layers: int, rounds: int, peer_rounds: 
     weights = sorted(source.glob("*.safetensors"))
     ours, theirs, copy = folder / "ours.gguf", folder / "theirs.gguf", folder / "copy"
     program = Path(sys.executable).with_name("gptoss-convert")
-    convert = [program, "to-gguf", source, "-o", ours, "--quiet"]
+    convert: list[str | Path] = [program, "to-gguf", source, "-o", ours, "--quiet"]
     copies, our_runs, peer_runs = [], [], []
     # The first round fills the file cache and is not counted. Each output is removed right before it is written
     # again, so that both tools find the machine in the same state.
@@ -103,7 +103,7 @@ def _measure(source: Path, folder: Path, layers: int, rounds: int, peer_rounds: 
 def _equal_tensors(ours: Path, theirs: Path) -> str:
     """Compare the bytes of all tensors of two GGUF files."""
     assert not open_checkpoint(ours).problems
-    left, right = InputFile(ours), InputFile(theirs)
+    left, right = FileRef.at(ours), FileRef.at(theirs)
     expected, found = read_header(right).tensors, read_header(left).tensors
     assert expected.keys() == found.keys()
     equal = 0

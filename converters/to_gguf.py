@@ -7,34 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gptoss_convert.assets import Assets
-from gptoss_convert.checkpoint import Checkpoint, Role, Tensor, TensorSpec, inventory
-from gptoss_convert.converters.plan import (
-    WHOLE,
-    Plan,
-    PlannedFile,
-    PlannedTensor,
-    Selection,
-    Target,
-    Transfer,
-)
+from gptoss_convert.checkpoint import Checkpoint, Role, Tensor, inventory
+from gptoss_convert.converters.plan import Entry, Plan, PlannedFile, Transfer
+from gptoss_convert.description import Description
 from gptoss_convert.encodings import ENCODINGS, Encoding, encoding
 from gptoss_convert.errors import InputError, OptionError, UnsupportedError
-from gptoss_convert.formats.gguf.blocks import pack
 from gptoss_convert.formats.gguf.configuration import configuration_metadata
-from gptoss_convert.formats.gguf.container import (
-    TYPE_NUMBERS,
-    TensorInfo,
-    Value,
-    ValueType,
-    aligned,
-    serialise_header,
-    uint32,
-)
-from gptoss_convert.formats.gguf.description import Description, description_metadata
-from gptoss_convert.formats.gguf.names import gguf_names
-from gptoss_convert.formats.gguf.reader import split_path
+from gptoss_convert.formats.gguf.container import TYPE_NUMBERS, uint32
+from gptoss_convert.formats.gguf.description import description_metadata
+from gptoss_convert.formats.gguf.names import canonical_name, gguf_names
+from gptoss_convert.formats.gguf.tensors import canonical_tensor
 from gptoss_convert.formats.gguf.vocabulary import vocabulary_metadata
+from gptoss_convert.formats.gguf.writer import GgufLayout, NewTensor, file_type, lay_out
 from gptoss_convert.tokenizer import TokenizerSource
 
 DENSE_ENCODINGS = ("bf16", "f16", "f32", "q8_0")
@@ -45,9 +29,6 @@ _ALWAYS_F32 = {Role.NORM, Role.ATTENTION_BIAS, Role.SINKS, Role.ROUTER, Role.EXP
 _FALLBACK = {"q8_0": "f16", "mxfp4": "bf16"}
 """For rows that are no whole number of blocks; f16 for q8_0 is llama.cpp's choice too."""
 
-# `llama_ftype` in llama.h
-_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
-_FILE_TYPE_MXFP4_MOE = 38
 _QUANTIZATION_VERSION = 2
 """GGML_QNT_VERSION in ggml.h."""
 
@@ -99,92 +80,85 @@ def plan_gguf(
         )
     choices = _choose_encodings(checkpoint, options)
     config = checkpoint.config
+    description = Description(name=checkpoint.path.resolve().stem).updated(checkpoint.describe())
+    description = description.updated(options.description)
+    chosen = {choice.source.name: choice.encoding for choice in choices}
     metadata = {
-        **description_metadata(
-            options.description, checkpoint.assets, config, fallback_name=checkpoint.path.resolve().stem
+        **description_metadata(description, config),
+        **configuration_metadata(
+            config,
+            file_type=file_type(
+                dense=chosen["model.embed_tokens.weight"], experts=chosen["model.layers.0.mlp.experts.down_proj"]
+            ),
         ),
-        **configuration_metadata(config, file_type=_file_type(choices)),
         "general.quantization_version": uint32(_QUANTIZATION_VERSION),
         **vocabulary_metadata(tokenizer.vocabulary(), vocab_size=config.vocab_size, path=tokenizer.path),
     }
-    parts = _split(choices, options.split_max_size)
-    files, targets = _lay_out(parts, metadata, output)
+    tensors = [tensor for choice in choices for tensor in choice.new_tensors()]
+    layout = lay_out(tensors, metadata, output, split_max_size=options.split_max_size)
     return Plan(
         source=checkpoint.path,
         source_format=checkpoint.format,
-        source_files=checkpoint.files,
+        inputs=(checkpoint.path, *checkpoint.files, *checkpoint.assets.paths(), tokenizer.path),
         format="gguf",
-        # llama.cpp opens the first part, so that one comes last.
-        files=files,
-        transfers=_transfers(choices, targets),
-        notes=_notes(checkpoint, tokenizer, metadata, choices),
+        files=_planned_files(layout, choices),
+        transfers=tuple(
+            Transfer(choice.source, canonical_tensor(choice.source.name, layout.placed)) for choice in choices
+        ),
+        notes=_notes(checkpoint, tokenizer, description, choices),
     )
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """A tensor of the output before it has a place."""
+    """A canonical tensor and the encoding that it gets."""
 
-    name: str
     source: Tensor
-    role: Role
-    selection: Selection
-    shape: tuple[int, ...]
     encoding: Encoding
     note: str | None
 
-    @property
-    def nbytes(self) -> int:
-        return self.encoding.nbytes(self.shape)
+    def new_tensors(self) -> list[NewTensor]:
+        """Return the tensors of the file that it becomes: one, or two halves of the dimension that alternates."""
+        names, shape = gguf_names(self.source.name), self.source.shape
+        divided = len(shape) - 2 if len(shape) == 3 else len(shape) - 1
+        part = tuple(size // len(names) if at == divided else size for at, size in enumerate(shape))
+        return [NewTensor(name, part, self.encoding) for name in names]
 
 
 def _choose_encodings(checkpoint: Checkpoint, options: GgufOptions) -> list[_Choice]:
-    choices: list[_Choice] = []
-    for canonical, spec in inventory(checkpoint.config).items():
-        tensor = checkpoint.tensors[canonical]
-        names = gguf_names(canonical)
-        for index, name in enumerate(names):
-            selection = _selection(spec, index, len(names))
-            shape = _selected_shape(spec.shape, selection)
-            chosen, note = _encoding_for(name, spec.role, tensor, options)
-            choices.append(_Choice(name, tensor, spec.role, selection, shape, chosen, note))
-    _refuse_idle_overrides(choices, options)
+    choices = []
+    for name, spec in inventory(checkpoint.config).items():
+        tensor = checkpoint.tensors[name]
+        if not tensor.encoding.can_decode:
+            raise UnsupportedError(
+                "numbers of the source cannot be decoded", file=tensor.file, tensor=name, found=tensor.encoding.name
+            )
+        choices.append(_Choice(tensor, *_encoding_for(tensor, spec.role, options)))
+    for pattern, _ in options.overrides:
+        if not any(
+            fnmatch.fnmatchcase(name, pattern) for choice in choices for name in gguf_names(choice.source.name)
+        ):
+            raise OptionError(
+                "no tensor of the output matches the pattern",
+                found=pattern,
+                expected="for example blk.*.attn_q.weight",
+            )
     return choices
 
 
-def _selection(spec: TensorSpec, index: int, count: int) -> Selection:
-    """Return which rows, or for a bias which elements, go to counterpart `index` of `count`."""
-    if count == 1:
-        return WHOLE
-    return Selection(axis=0 if spec.role is Role.EXPERTS else 1, start=index, step=count)
-
-
-def _selected_shape(shape: tuple[int, ...], selection: Selection) -> tuple[int, ...]:
-    """Return `shape` with the selected dimension (the last for axis 1, the one before for axis 0) divided."""
-    if selection.step == 1:
-        return shape
-    dimension = len(shape) - 2 + selection.axis
-    return tuple(size // selection.step if at == dimension else size for at, size in enumerate(shape))
-
-
-def _encoding_for(name: str, role: Role, tensor: Tensor, options: GgufOptions) -> tuple[Encoding, str | None]:
+def _encoding_for(tensor: Tensor, role: Role, options: GgufOptions) -> tuple[Encoding, str | None]:
     """Return the encoding of a tensor, and why it is another one than asked for."""
-    override = next(
-        (kind for pattern, kind in reversed(options.overrides) if fnmatch.fnmatchcase(name, pattern)), None
-    )
+    override = _override_for(tensor, options)
     if role in _ALWAYS_F32:
         if override not in (None, "f32"):
-            raise OptionError(f"llama.cpp needs tensor {name} in f32", found=override)
+            raise OptionError(f"llama.cpp needs tensor {gguf_names(tensor.name)[0]} in f32", found=override)
         return ENCODINGS["f32"], None
     wanted = override or (options.experts if role is Role.EXPERTS else options.dense)
-    if wanted is None and tensor.encoding.name not in TYPE_NUMBERS:
-        raise UnsupportedError(
-            "numbers of the source cannot be decoded",
-            file=tensor.file,
-            tensor=tensor.name,
-            found=tensor.encoding.name,
-        )
     chosen = tensor.encoding if wanted is None else encoding(wanted)
+    if chosen.name not in TYPE_NUMBERS:
+        raise OptionError(
+            "GGUF has no such encoding", found=chosen.name, expected="one of " + ", ".join(TYPE_NUMBERS)
+        )
     if chosen.fits(tensor.columns):
         return chosen, None
     fallback = ENCODINGS[_FALLBACK[chosen.name]]
@@ -192,95 +166,53 @@ def _encoding_for(name: str, role: Role, tensor: Tensor, options: GgufOptions) -
     return fallback, reason
 
 
-def _refuse_idle_overrides(choices: Sequence[_Choice], options: GgufOptions) -> None:
-    for pattern, _ in options.overrides:
-        if not any(fnmatch.fnmatchcase(choice.name, pattern) for choice in choices):
-            raise OptionError(
-                "no tensor of the output matches the pattern",
-                found=pattern,
-                expected="for example blk.*.attn_q.weight",
-            )
+def _override_for(tensor: Tensor, options: GgufOptions) -> str | None:
+    """Return the encoding that the last matching override gives to `tensor`.
 
-
-def _file_type(choices: Sequence[_Choice]) -> int:
-    """Return `general.file_type` as llama.cpp's converter does: by the dense matrices, then by the experts."""
-    dense = next(choice.encoding.name for choice in choices if choice.role is Role.EMBEDDING)
-    experts = next(choice.encoding.name for choice in choices if choice.role is Role.EXPERTS)
-    if experts == "mxfp4":
-        return _FILE_TYPES["q8_0"] if dense == "q8_0" else _FILE_TYPE_MXFP4_MOE
-    return _FILE_TYPES[experts]
-
-
-def _split(choices: Sequence[_Choice], split_max_size: int | None) -> list[list[_Choice]]:
-    """Return the tensors of each file: a new file begins where the next tensor would pass the limit."""
-    parts: list[list[_Choice]] = [[]]
-    size = 0
-    for choice in choices:
-        if split_max_size is not None and parts[-1] and size + choice.nbytes > split_max_size:
-            parts.append([])
-            size = 0
-        parts[-1].append(choice)
-        size += choice.nbytes
-    return parts
-
-
-def _lay_out(
-    parts: Sequence[Sequence[_Choice]], metadata: dict[str, Value], output: Path
-) -> tuple[tuple[PlannedFile, ...], dict[str, PlannedTensor]]:
-    """Return the files, the first part last, and the place of every tensor by name."""
-    count = len(parts)
-    total = sum(map(len, parts))
-    files: list[PlannedFile] = []
-    placed: dict[str, PlannedTensor] = {}
-    for index, part in enumerate(parts):
-        infos, end = [], 0
-        for choice in part:
-            infos.append(TensorInfo(choice.name, choice.shape, choice.encoding, end))
-            end = aligned(end + choice.nbytes)
-        keys = metadata if index == 0 else {}
-        header = serialise_header(keys | _split_metadata(index, count, total), infos)
-        path = output if count == 1 else split_path(output, index, count)
-        files.append(PlannedFile(path, header, len(header) + end))
-        for choice, info in zip(part, infos, strict=True):
-            placed[choice.name] = PlannedTensor(
-                name=choice.name,
-                shape=choice.shape,
-                encoding=choice.encoding,
-                file=count - 1 - index,
-                offset=len(header) + info.offset,
-                note=choice.note,
-            )
-    return tuple(reversed(files)), placed
-
-
-def _split_metadata(index: int, count: int, tensors: int) -> dict[str, Value]:
-    if count == 1:
-        return {}
-    return {
-        "split.no": Value(ValueType.UINT16, index),
-        "split.count": Value(ValueType.UINT16, count),
-        "split.tensors.count": Value(ValueType.INT32, tensors),
+    Raises:
+        OptionError: overrides give the two halves of a tensor different encodings.
+    """
+    names = gguf_names(tensor.name)
+    found = {
+        next((kind for pattern, kind in reversed(options.overrides) if fnmatch.fnmatchcase(name, pattern)), None)
+        for name in names
     }
+    if len(found) > 1:
+        raise OptionError(
+            f"{' and '.join(names)} are halves of one tensor and need the same encoding",
+            hint=f"use a pattern that matches both, such as {names[0].replace('gate', '*')}",
+        )
+    return found.pop()
 
 
-def _transfers(choices: Sequence[_Choice], placed: dict[str, PlannedTensor]) -> tuple[Transfer, ...]:
-    """Return one transfer per source tensor, so that it is read once however many tensors it becomes."""
-    by_source: dict[str, list[_Choice]] = {}
-    for choice in choices:
-        by_source.setdefault(choice.source.name, []).append(choice)
+def _planned_files(layout: GgufLayout, choices: Sequence[_Choice]) -> tuple[PlannedFile, ...]:
+    by_name = {choice.source.name: choice for choice in choices}
+    entries: dict[Path, list[Entry]] = {file.path: [] for file, _ in layout.files}
+    for name, place in layout.placed.items():
+        choice = by_name[str(canonical_name(name))]
+        entry = Entry(
+            name=name,
+            shape=place.info.shape,
+            encoding=place.info.encoding,
+            offset=place.info.offset,
+            nbytes=place.info.nbytes,
+            source=choice.source.name,
+            source_encoding=choice.source.encoding,
+            note=choice.note,
+        )
+        entries[place.file.path].append(entry)
     return tuple(
-        Transfer(group[0].source, tuple(Target(placed[choice.name], choice.selection, pack) for choice in group))
-        for group in by_source.values()
+        PlannedFile(file.path, file.size, header, tuple(entries[file.path])) for file, header in layout.files
     )
 
 
 def _notes(
-    checkpoint: Checkpoint, tokenizer: TokenizerSource, metadata: dict[str, Value], choices: Sequence[_Choice]
+    checkpoint: Checkpoint, tokenizer: TokenizerSource, description: Description, choices: Sequence[_Choice]
 ) -> tuple[str, ...]:
     notes = []
     if tokenizer.path.parent.resolve() != checkpoint.path.resolve() and tokenizer.path != checkpoint.path:
         notes.append(f"tokenizer: {tokenizer.path}")
-    if "general.license" not in metadata:
+    if not (description.license or description.license_name):
         notes.append("licence: not stated by the source; state it with --license")
     if not checkpoint.config.rope.truncate:
         notes.append(
@@ -289,21 +221,7 @@ def _notes(
         )
     fallbacks = [choice for choice in choices if choice.note]
     if fallbacks:
-        notes.append(f"{len(fallbacks)} tensors are not stored as asked: {fallbacks[0].name}: {fallbacks[0].note}")
+        notes.append(
+            f"{len(fallbacks)} tensors are not stored as asked: {fallbacks[0].source.name}: {fallbacks[0].note}"
+        )
     return tuple(notes)
-
-
-def tokenizer_in(folder: Path) -> TokenizerSource:
-    """Return the tokenizer in `folder`, to take the place of a checkpoint's own.
-
-    Raises:
-        InputError: there is none.
-    """
-    from gptoss_convert.formats.huggingface import find_tokenizer
-
-    assets = Assets(folder)
-    config = assets.read_json_object("config.json") or {}
-    tokenizer = find_tokenizer(assets, config)
-    if tokenizer is None:
-        raise InputError("no tokenizer in this folder", file=folder, expected="tokenizer.json")
-    return tokenizer

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -35,6 +36,16 @@ class LossClass(enum.StrEnum):
     """Another encoding that holds every value of the first one exactly."""
     LOSSY = "lossy"
     """Values are rounded."""
+
+    @property
+    def severity(self) -> int:
+        """0 for the best class, and more for worse ones."""
+        return list(LossClass).index(self)
+
+    @classmethod
+    def worst(cls, classes: Iterable[LossClass]) -> LossClass:
+        """Return the worst of some classes; byte-exact if there are none."""
+        return max(classes, key=lambda item: item.severity, default=cls.BYTE_EXACT)
 
 
 @dataclass(frozen=True)
@@ -73,18 +84,16 @@ class Span:
 
 
 class Encoding(ABC):
-    """A codec between float32 values and chunks.
-
-    Instances are stateless singletons, listed in `gptoss_convert.encodings.ENCODINGS`.
-    """
+    """A codec between float32 values and chunks. Instances have no state; equal name and parts make them equal."""
 
     name: str
     block: int
     """Elements per block; a row must be a whole number of blocks."""
     parts: tuple[Part, ...]
     span: Span
-    is_float: bool = False
-    """Whether *every* value within `span` has a code, so that decoded values of a narrower span fit."""
+    least_signal_to_noise: float
+    """Decibels that numbers rounded to this encoding keep even if they are badly distributed; less is a fault."""
+    can_decode: bool = True
 
     @property
     def bits_per_weight(self) -> float:
@@ -95,6 +104,10 @@ class Encoding(ABC):
     def bytes_per_block(self) -> int:
         """Bytes of all parts for one block."""
         return sum(part.bytes_per_block for part in self.parts)
+
+    def holds(self, other: Encoding) -> bool:
+        """Return whether every value of `other` is stored exactly; by default only those of the same encoding."""
+        return self == other
 
     def fits(self, columns: int) -> bool:
         """Return whether a row of `columns` elements is a whole number of blocks."""
@@ -129,13 +142,14 @@ class Encoding(ABC):
     def check(self, chunk: Chunk) -> None:  # noqa: B027 - most encodings have no invalid bytes
         """Raise `EncodingError` if `chunk` holds bytes that no sound checkpoint contains."""
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Encoding) and (self.name, self.parts) == (other.name, other.parts)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     def __repr__(self) -> str:
         return f"<encoding {self.name}>"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        from gptoss_convert.encodings import encoding
-
-        return encoding, (self.name,)
 
 
 def loss_class(source: Encoding, target: Encoding) -> LossClass:
@@ -143,16 +157,14 @@ def loss_class(source: Encoding, target: Encoding) -> LossClass:
 
     `value-exact` is a promise that the run keeps: bytes for which it would not hold raise `EncodingError`.
     """
-    if source is target:
+    if source == target:
         return LossClass.BYTE_EXACT
-    if target.is_float and target.span.holds(source.span):
-        return LossClass.VALUE_EXACT
-    return LossClass.LOSSY
+    return LossClass.VALUE_EXACT if target.holds(source) else LossClass.LOSSY
 
 
 def convert(chunk: Chunk, source: Encoding, target: Encoding) -> Chunk:
     """Return `chunk` in another encoding; the same object when the encoding stays."""
-    if source is target:
+    if source == target:
         return chunk
     return target.encode(source.decode(chunk))
 

@@ -10,14 +10,23 @@ import numpy as np
 from gptoss_convert.encodings.base import Array, Chunk, Encoding, EncodingError, Float32, Part, Span
 
 
-class F32(Encoding):
+class _Float(Encoding):
+    """An encoding that has a code for every value within its span."""
+
+    block = 1
+
+    def holds(self, other: Encoding) -> bool:
+        """Return whether the span of `other` lies within this one."""
+        return self.span.holds(other.span)
+
+
+class F32(_Float):
     """IEEE binary32."""
 
     name = "f32"
-    block = 1
     parts = (Part("values", np.dtype("<f4"), 1),)
     span = Span(precision=24, lowest_bit=-149, largest=float(np.finfo(np.float32).max))
-    is_float = True
+    least_signal_to_noise = 120.0
 
     def decode(self, chunk: Chunk) -> Float32:
         """Return the values as they are."""
@@ -28,14 +37,13 @@ class F32(Encoding):
         return (values,)
 
 
-class F16(Encoding):
+class F16(_Float):
     """IEEE binary16."""
 
     name = "f16"
-    block = 1
     parts = (Part("values", np.dtype("<f2"), 1),)
     span = Span(precision=11, lowest_bit=-24, largest=float(np.finfo(np.float16).max))
-    is_float = True
+    least_signal_to_noise = 45.0
 
     def decode(self, chunk: Chunk) -> Float32:
         """Widen to float32, exactly."""
@@ -49,14 +57,13 @@ class F16(Encoding):
         return (halves,)
 
 
-class BF16(Encoding):
+class BF16(_Float):
     """bfloat16, held as its 16 bits in uint16 because numpy has no such type."""
 
     name = "bf16"
-    block = 1
     parts = (Part("values", np.dtype("<u2"), 1),)
     span = Span(precision=8, lowest_bit=-133, largest=float.fromhex("0x1.fep127"))
-    is_float = True
+    least_signal_to_noise = 45.0
 
     def decode(self, chunk: Chunk) -> Float32:
         """Widen to float32, exactly."""

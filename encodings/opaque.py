@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gptoss_convert.encodings.base import Chunk, Encoding, EncodingError, Float32, Part, Span
@@ -13,6 +11,8 @@ class Opaque(Encoding):
     """An encoding without codec; its one part is the raw bytes of a row."""
 
     span = Span(precision=64, lowest_bit=-1 << 16, largest=float("inf"))
+    least_signal_to_noise = 0.0
+    can_decode = False
 
     def __init__(self, name: str, block: int, bytes_per_block: int) -> None:
         self.name = name
@@ -26,6 +26,3 @@ class Opaque(Encoding):
     def encode(self, values: Float32) -> Chunk:
         """Raise `EncodingError`."""
         raise EncodingError(f"numbers cannot be encoded as {self.name}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Opaque, (self.name, self.block, self.parts[0].per_block)

@@ -10,8 +10,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
+from gptoss_convert.assets import CONFIG, Assets
 from gptoss_convert.checkpoint import Checkpoint
-from gptoss_convert.errors import InputError
+from gptoss_convert.errors import InputError, UnsupportedError
+from gptoss_convert.formats.tokenizer_json import find_tokenizer
+from gptoss_convert.tokenizer import TokenizerSource
 
 FORMATS: dict[str, str] = {
     "huggingface": "gptoss_convert.formats.huggingface",
@@ -49,12 +52,21 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         UnsupportedError: it is another kind of model.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError("nothing is there", file=path)
-    for name in FORMATS:
-        module = format_named(name)
-        if module.recognises(path):
-            return module.read(path)
+    try:
+        if not path.exists():
+            raise InputError("nothing is there", file=path)
+        for name in FORMATS:
+            module = format_named(name)
+            if module.recognises(path):
+                return module.read(path)
+    except OSError as error:
+        raise InputError(f"cannot read: {error.strerror or error}", file=path) from error
+    if (path / "adapter_config.json").is_file():
+        raise UnsupportedError(
+            "this is an adapter, not a model",
+            file=path,
+            hint="merge it into its base model first, for example with PEFT",
+        )
     raise InputError(
         "not a checkpoint that can be read",
         file=path,
@@ -62,4 +74,22 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     )
 
 
-__all__ = ["FORMATS", "Format", "format_named", "open_checkpoint"]
+def open_tokenizer(path: Path | str) -> TokenizerSource:
+    """Return the tokenizer of a folder with tokenizer.json, or of any readable model.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(path)
+    assets = Assets(path)
+    tokenizer: TokenizerSource | None = None
+    if path.is_dir():
+        tokenizer = find_tokenizer(assets, assets.read_json_object(CONFIG) or {})
+    if tokenizer is None:
+        tokenizer = open_checkpoint(path).tokenizer
+    if tokenizer is None:
+        raise InputError("no tokenizer there", file=path, expected="tokenizer.json")
+    return tokenizer
+
+
+__all__ = ["FORMATS", "Format", "format_named", "open_checkpoint", "open_tokenizer"]

@@ -8,12 +8,13 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from gptoss_convert.checkpoint import ModelConfig
+from gptoss_convert.checkpoint import LARGEST_LAYER_COUNT
 from gptoss_convert.errors import InputError
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
-LayerCount = Annotated[int, msgspec.Meta(ge=1, le=4096)]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+LayerCount = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_LAYER_COUNT)]
+Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e30)]
+"""Bounded so that it, and products of a few of them, are finite in float32."""
 
 _Schema = TypeVar("_Schema", bound=msgspec.Struct)
 
@@ -28,9 +29,3 @@ def convert_config(raw: Mapping[str, Any], schema: type[_Schema], path: Path) ->
         return msgspec.convert(raw, schema)
     except msgspec.ValidationError as error:
         raise InputError(f"configuration: {error}", file=path) from None
-
-
-def refuse_conflicts(config: ModelConfig, path: Path) -> None:
-    """Raise `InputError` for the first contradiction within `config`."""
-    for conflict in config.conflicts():
-        raise InputError(f"configuration contradicts itself: {conflict}", file=path)

@@ -8,13 +8,14 @@ experts lie as one tensor `[experts, in, out]`, transposed against the canonical
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from gptoss_convert.assets import TOKENIZER_JSON, Assets, read_json_object
+from gptoss_convert.assets import CONFIG, Assets, read_json_object
 from gptoss_convert.checkpoint import (
     FULL,
     SLIDING,
@@ -22,15 +23,20 @@ from gptoss_convert.checkpoint import (
     ModelConfig,
     Tensor,
     YarnRope,
-    check_tensors,
-    files_of,
-    in_canonical_order,
+    alternating_layers,
+    assemble_checkpoint,
+    collect_tensors,
+    parameter_count,
 )
-from gptoss_convert.errors import GptossConvertError, InputError, UnsupportedError
-from gptoss_convert.formats.config_fields import Count, LayerCount, Positive, convert_config, refuse_conflicts
+from gptoss_convert.errors import InputError, UnsupportedError
+from gptoss_convert.formats.config_fields import Count, LayerCount, Positive, convert_config
+from gptoss_convert.formats.model_card import describer
 from gptoss_convert.formats.safetensors import INDEX_NAME, SINGLE_NAME, StoredTensor, read_folder
 from gptoss_convert.formats.safetensors_tensors import mxfp4_tensor, plain_tensor, transposed_experts
-from gptoss_convert.formats.tokenizer_json import PURPOSES, HuggingFaceTokenizer
+from gptoss_convert.formats.tokenizer_json import find_tokenizer
+
+SWIGLU_ALPHA = 1.702
+"""Fixed in every implementation of gpt-oss; transformers 5 writes it into config.json."""
 
 NAME = "huggingface"
 TITLE = "Hugging Face safetensors"
@@ -48,10 +54,13 @@ class _Rope(msgspec.Struct):
     beta_slow: Positive = 1.0
     truncate: bool = True
     rope_theta: Positive | None = None
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
 
 
 class _Config(msgspec.Struct):
-    """The fields of config.json that matter; defaults are those of transformers' `GptOssConfig`."""
+    """The fields of config.json that matter; a default is what the published models have."""
 
     num_hidden_layers: LayerCount
     hidden_size: Count
@@ -71,6 +80,7 @@ class _Config(msgspec.Struct):
     rope_theta: Positive | None = None
     rms_norm_eps: Positive = 1e-5
     swiglu_limit: Positive = 7.0
+    swiglu_alpha: float = SWIGLU_ALPHA
     tie_word_embeddings: bool = False
     attention_bias: bool = True
     hidden_act: str = "silu"
@@ -90,31 +100,20 @@ def read(path: Path) -> Checkpoint:
         InputError: the configuration or a safetensors header is damaged.
         UnsupportedError: the folder holds another kind of model.
     """
-    config_path = path / "config.json"
-    raw = read_json_object(config_path)
-    config = parse_config(raw, config_path)
-    tensors, problems = canonical_tensors(read_folder(path))
+    raw = read_json_object(path / CONFIG)
+    config = parse_config(raw, path / CONFIG)
+    stored = read_folder(path)
     assets = Assets(path)
-    weights = path / INDEX_NAME if (path / INDEX_NAME).exists() else path / SINGLE_NAME
-    problems += check_tensors(config, tensors, weights)
-    return Checkpoint(
-        path=path,
-        format=NAME,
-        config=config,
-        tensors=in_canonical_order(config, tensors),
+    return assemble_checkpoint(
+        path,
+        NAME,
+        config,
+        collect_tensors(stored.values(), partial(canonical_tensors, stored)),
+        tensor_place=path / INDEX_NAME if (path / INDEX_NAME).exists() else path / SINGLE_NAME,
         assets=assets,
         tokenizer=find_tokenizer(assets, raw),
-        files=files_of(tensors.values()),
-        problems=tuple(problems),
+        describe=describer(assets, raw, parameter_count(config)),
     )
-
-
-def find_tokenizer(assets: Assets, config: Mapping[str, Any]) -> HuggingFaceTokenizer | None:
-    """Return the tokenizer among `assets`, with the ids that config.json declares; None if there is none."""
-    if assets.path(TOKENIZER_JSON) is None:
-        return None
-    declared = {purpose: config.get(f"{purpose}_token_id") for purpose in PURPOSES}
-    return HuggingFaceTokenizer(assets, {key: value for key, value in declared.items() if type(value) is int})
 
 
 def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
@@ -139,13 +138,15 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
             file=path,
             expected="rope_scaling and rope_theta, or rope_parameters",
         )
+    for factor in ("attention_factor", "mscale", "mscale_all_dim"):
+        if (value := getattr(rope, factor)) is not None:
+            raise UnsupportedError(f"rotary embedding has a {factor}", file=path, found=value, expected="none")
     if rope.rope_type != "yarn":
         raise UnsupportedError("rotary embedding is not YaRN", file=path, found=rope.rope_type, expected="yarn")
     top_k = fields.num_experts_per_tok or fields.experts_per_token
     if top_k is None:
         raise InputError("configuration lacks num_experts_per_tok", file=path)
-    alternating = [SLIDING if index % 2 == 0 else FULL for index in range(fields.num_hidden_layers)]
-    layer_types = alternating if fields.layer_types is None else fields.layer_types
+    layer_types = fields.layer_types or alternating_layers(fields.num_hidden_layers)
     if unknown := set(layer_types) - {SLIDING, FULL}:
         raise UnsupportedError(
             "unknown layer type", file=path, found=", ".join(sorted(unknown)), expected=f"{SLIDING} or {FULL}"
@@ -174,7 +175,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         rms_norm_eps=fields.rms_norm_eps,
         swiglu_limit=fields.swiglu_limit,
     )
-    refuse_conflicts(config, path)
+    config.require_consistent(path)
     return config
 
 
@@ -186,29 +187,25 @@ def _check_variant(fields: _Config, path: Path) -> None:
         ("tie_word_embeddings", fields.tie_word_embeddings, False),
         ("attention_bias", fields.attention_bias, True),
         ("hidden_act", fields.hidden_act, "silu"),
+        ("swiglu_alpha", fields.swiglu_alpha, SWIGLU_ALPHA),
     ):
         if found != expected:
             raise UnsupportedError(f"{name} is not that of gpt-oss", file=path, found=found, expected=expected)
 
 
-def canonical_tensors(
-    stored: Mapping[str, StoredTensor],
-) -> tuple[dict[str, Tensor], list[GptossConvertError]]:
-    """Return the stored tensors as canonical ones, and what is wrong with those that cannot be."""
-    tensors: dict[str, Tensor] = {}
-    problems: list[GptossConvertError] = []
-    for name, tensor in stored.items():
-        try:
-            expert = _EXPERT_MATRIX.fullmatch(name)
-            if expert is None:
-                tensors[name] = plain_tensor(name, tensor)
-            elif expert["part"] is None:
-                tensors[name] = transposed_experts(name, tensor)
-            elif expert["part"] == "blocks":
-                base = expert["base"]
-                tensors[base] = mxfp4_tensor(base, tensor, stored.get(f"{base}_scales"))
-            elif f"{expert['base']}_blocks" not in stored:
-                raise InputError("scales without blocks", file=tensor.file.path, tensor=name)
-        except GptossConvertError as problem:
-            problems.append(problem)
-    return tensors, problems
+def canonical_tensors(stored: Mapping[str, StoredTensor], tensor: StoredTensor) -> Iterator[Tensor]:
+    """Yield the canonical tensor that begins with `tensor`, one of `stored`: none for the scales of MXFP4 blocks.
+
+    Raises:
+        InputError: the tensor, or the other part that it needs, is missing or malformed.
+    """
+    expert = _EXPERT_MATRIX.fullmatch(tensor.name)
+    if expert is None:
+        yield plain_tensor(tensor.name, tensor)
+    elif expert["part"] is None:
+        yield transposed_experts(tensor.name, tensor)
+    elif expert["part"] == "blocks":
+        base = expert["base"]
+        yield mxfp4_tensor(base, tensor, stored.get(f"{base}_scales"))
+    elif f"{expert['base']}_blocks" not in stored:
+        raise InputError("scales without blocks", file=tensor.file.path, tensor=tensor.name)

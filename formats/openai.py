@@ -8,29 +8,30 @@ fixes 1e-5) and no context length (`initial_context_length` times the scaling fa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
 
-from gptoss_convert.assets import TOKENIZER_JSON, Assets, read_json_object
+from gptoss_convert.assets import CONFIG, TOKENIZER_JSON, Assets, read_json_object
 from gptoss_convert.checkpoint import (
-    FULL,
-    SLIDING,
     Checkpoint,
     ModelConfig,
     Tensor,
     YarnRope,
-    check_tensors,
-    files_of,
-    in_canonical_order,
+    alternating_layers,
+    assemble_checkpoint,
+    collect_tensors,
+    parameter_count,
 )
-from gptoss_convert.errors import GptossConvertError, InputError
-from gptoss_convert.formats.config_fields import Count, LayerCount, Positive, convert_config, refuse_conflicts
-from gptoss_convert.formats.huggingface import find_tokenizer
+from gptoss_convert.errors import InputError
+from gptoss_convert.formats.config_fields import Count, LayerCount, Positive, convert_config
+from gptoss_convert.formats.model_card import describer
 from gptoss_convert.formats.safetensors import StoredTensor, read_folder
-from gptoss_convert.formats.safetensors_tensors import mxfp4_tensor, plain_tensor
-from gptoss_convert.formats.storage import PartsSource, StoredArray
+from gptoss_convert.formats.safetensors_tensors import mxfp4_tensor, narrowed, plain_tensor
+from gptoss_convert.formats.tokenizer_json import find_tokenizer
 
 NAME = "openai"
 TITLE = "OpenAI original safetensors"
@@ -57,7 +58,7 @@ _EXPERTS_IN_LAYER = {
     "mlp.mlp1_weight": "mlp.experts.gate_up_proj",
     "mlp.mlp2_weight": "mlp.experts.down_proj",
 }
-_LAYER_TENSOR = re.compile(r"block\.(?P<layer>\d{1,4})\.(?P<name>.+)")
+_LAYER_TENSOR = re.compile(r"block\.(?P<layer>0|[1-9][0-9]{0,3})\.(?P<name>.+)")
 
 
 class _Config(msgspec.Struct):
@@ -71,9 +72,9 @@ class _Config(msgspec.Struct):
     num_attention_heads: Count
     num_key_value_heads: Count
     sliding_window: Count
-    initial_context_length: Count
+    initial_context_length: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
     rope_theta: Positive
-    rope_scaling_factor: Positive
+    rope_scaling_factor: Annotated[float, msgspec.Meta(ge=1, le=1e4)]
     rope_ntk_alpha: Positive
     rope_ntk_beta: Positive
     swiglu_limit: Positive = 7.0
@@ -94,23 +95,19 @@ def read(path: Path) -> Checkpoint:
     Raises:
         InputError: the configuration or a safetensors header is damaged.
     """
-    config_path = path / "config.json"
-    config = parse_config(config_path)
-    tensors, problems = canonical_tensors(read_folder(path), config)
-    problems += check_tensors(config, tensors, path)
+    config = parse_config(read_json_object(path / CONFIG), path / CONFIG)
+    stored = read_folder(path)
     assets = _find_assets(path)
-    declared = {}
-    if assets.folder is not None and assets.path("config.json") is not None:
-        declared = read_json_object(assets.folder / "config.json")
-    return Checkpoint(
-        path=path,
-        format=NAME,
-        config=config,
-        tensors=in_canonical_order(config, tensors),
+    declared = assets.read_json_object(CONFIG) or {}
+    return assemble_checkpoint(
+        path,
+        NAME,
+        config,
+        collect_tensors(stored.values(), partial(canonical_tensors, stored, config)),
+        tensor_place=path,
         assets=assets,
         tokenizer=find_tokenizer(assets, declared),
-        files=files_of(tensors.values()),
-        problems=tuple(problems),
+        describe=describer(assets, declared, parameter_count(config)),
     )
 
 
@@ -122,13 +119,13 @@ def _find_assets(path: Path) -> Assets:
     return own
 
 
-def parse_config(path: Path) -> ModelConfig:
-    """Return the configuration in OpenAI's config.json at `path`.
+def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
+    """Return the configuration in `raw`, the contents of an OpenAI config.json at `path`.
 
     Raises:
         InputError: a field is missing, of the wrong type, or contradicts another.
     """
-    fields = convert_config(read_json_object(path), _Config, path)
+    fields = convert_config(raw, _Config, path)
     config = ModelConfig(
         num_hidden_layers=fields.num_hidden_layers,
         hidden_size=fields.hidden_size,
@@ -141,7 +138,7 @@ def parse_config(path: Path) -> ModelConfig:
         vocab_size=fields.vocab_size,
         max_position_embeddings=int(fields.initial_context_length * fields.rope_scaling_factor),
         sliding_window=fields.sliding_window,
-        layer_types=tuple(SLIDING if index % 2 == 0 else FULL for index in range(fields.num_hidden_layers)),
+        layer_types=alternating_layers(fields.num_hidden_layers),
         rope=YarnRope(
             theta=fields.rope_theta,
             factor=fields.rope_scaling_factor,
@@ -153,68 +150,51 @@ def parse_config(path: Path) -> ModelConfig:
         rms_norm_eps=RMS_NORM_EPS,
         swiglu_limit=fields.swiglu_limit,
     )
-    refuse_conflicts(config, path)
+    config.require_consistent(path)
     return config
 
 
 def canonical_tensors(
-    stored: Mapping[str, StoredTensor], config: ModelConfig
-) -> tuple[dict[str, Tensor], list[GptossConvertError]]:
-    """Return the stored tensors as canonical ones, and what is wrong with those that cannot be."""
-    tensors: dict[str, Tensor] = {}
-    problems: list[GptossConvertError] = []
-    for name, tensor in stored.items():
-        try:
-            for made in _canonical(name, tensor, stored, config):
-                tensors[made.name] = made
-        except GptossConvertError as problem:
-            problems.append(problem)
-    return tensors, problems
+    stored: Mapping[str, StoredTensor], config: ModelConfig, tensor: StoredTensor
+) -> Iterator[Tensor]:
+    """Yield the canonical tensors that `tensor`, one of `stored`, holds: three for qkv, none for MXFP4 scales.
 
-
-def _canonical(
-    name: str, tensor: StoredTensor, stored: Mapping[str, StoredTensor], config: ModelConfig
-) -> list[Tensor]:
-    if name in _RENAMED:
-        return [plain_tensor(_RENAMED[name], tensor)]
-    match = _LAYER_TENSOR.fullmatch(name)
+    Raises:
+        InputError: the tensor, or the other part that it needs, is missing or malformed.
+    """
+    match = _LAYER_TENSOR.fullmatch(tensor.name)
     if match is None:
-        return [plain_tensor(name, tensor)]
-    prefix, rest = f"model.layers.{int(match['layer'])}.", match["name"]
-    if rest in _RENAMED_IN_LAYER:
-        return [plain_tensor(prefix + _RENAMED_IN_LAYER[rest], tensor)]
-    if rest in ("attn.qkv.weight", "attn.qkv.bias"):
-        return _split_qkv(prefix + "self_attn.", rest.removeprefix("attn.qkv."), plain_tensor(name, tensor), config)
+        yield plain_tensor(_RENAMED.get(tensor.name, tensor.name), tensor)
+        return
+    prefix, rest = f"model.layers.{match['layer']}.", match["name"]
     base, _, part = rest.rpartition(".")
-    if base in _EXPERTS_IN_LAYER and part == "blocks":
-        scales = stored.get(name.removesuffix("blocks") + "scales")
-        return [mxfp4_tensor(prefix + _EXPERTS_IN_LAYER[base], tensor, scales)]
-    if base in _EXPERTS_IN_LAYER and part == "scales":
-        if name.removesuffix("scales") + "blocks" not in stored:
-            raise InputError("scales without blocks", file=tensor.file.path, tensor=name)
-        return []
-    return [plain_tensor(name, tensor)]
+    if base == "attn.qkv":
+        yield from _split_qkv(prefix, part, tensor, config)
+    elif base in _EXPERTS_IN_LAYER and part == "blocks":
+        scales = stored.get(tensor.name.removesuffix("blocks") + "scales")
+        yield mxfp4_tensor(prefix + _EXPERTS_IN_LAYER[base], tensor, scales)
+    elif base in _EXPERTS_IN_LAYER and part == "scales":
+        if tensor.name.removesuffix("scales") + "blocks" not in stored:
+            raise InputError("scales without blocks", file=tensor.file.path, tensor=tensor.name)
+    elif rest in _RENAMED_IN_LAYER:
+        yield plain_tensor(prefix + _RENAMED_IN_LAYER[rest], tensor)
+    else:
+        yield plain_tensor(tensor.name, tensor)
 
 
-def _split_qkv(prefix: str, kind: str, fused: Tensor, config: ModelConfig) -> list[Tensor]:
-    """Return q, k and v, which lie one after the other along the first dimension of `fused`."""
+def _split_qkv(prefix: str, kind: str, fused: StoredTensor, config: ModelConfig) -> Iterator[Tensor]:
+    """Yield q, k and v, which lie one after the other along the first dimension of `fused`."""
     key_value = config.num_key_value_heads * config.head_dim
     sizes = {"q": config.num_attention_heads * config.head_dim, "k": key_value, "v": key_value}
-    if fused.shape[0] != sum(sizes.values()):
+    if fused.shape[:1] != (sum(sizes.values()),):
         raise InputError(
             "tensor does not fit the configuration",
-            file=fused.file,
+            file=fused.file.path,
             tensor=fused.name,
             found=f"shape {list(fused.shape)}",
-            expected=[sum(sizes.values()), *fused.shape[1:]],
+            expected=f"{sum(sizes.values())} in the first dimension",
         )
-    assert isinstance(fused.source, PartsSource)
-    (stored,) = fused.source.parts
-    bytes_each = stored.dtype.itemsize * (stored.items if len(fused.shape) > 1 else 1)
-    tensors, first = [], 0
+    first = 0
     for letter, size in sizes.items():
-        shape = (size, *fused.shape[1:])
-        part = StoredArray(stored.file, stored.offset + first * bytes_each, stored.dtype, shape[-1])
-        tensors.append(Tensor(f"{prefix}{letter}_proj.{kind}", shape, fused.encoding, PartsSource((part,))))
+        yield plain_tensor(f"{prefix}self_attn.{letter}_proj.{kind}", narrowed(fused, first, size))
         first += size
-    return tensors

@@ -16,7 +16,7 @@ from typing import Any
 
 from gptoss_convert.assets import read_json_object
 from gptoss_convert.errors import InputError, UnsupportedError
-from gptoss_convert.formats.storage import InputFile
+from gptoss_convert.formats.storage import FileRef
 
 LARGEST_HEADER = 100_000_000
 """Bytes; the bound of the reference implementation."""
@@ -36,12 +36,12 @@ class StoredTensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    file: InputFile
+    file: FileRef
     offset: int
     nbytes: int
 
 
-def read_header(file: InputFile) -> dict[str, StoredTensor]:
+def read_header(file: FileRef) -> dict[str, StoredTensor]:
     """Return the tensors of one safetensors file by name.
 
     Raises:
@@ -67,7 +67,7 @@ def read_header(file: InputFile) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _parse_header(file: InputFile, text: bytes) -> dict[str, Any]:
+def _parse_header(file: FileRef, text: bytes) -> dict[str, Any]:
     def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = dict(pairs)
         if len(keys) != len(pairs):
@@ -83,7 +83,7 @@ def _parse_header(file: InputFile, text: bytes) -> dict[str, Any]:
     return header
 
 
-def _stored_tensor(file: InputFile, name: str, entry: Any, data_start: int) -> StoredTensor:
+def _stored_tensor(file: FileRef, name: str, entry: Any, data_start: int) -> StoredTensor:
     def error(what: str, **facts: object) -> InputError:
         return InputError(what, file=file.path, tensor=name, **facts)  # type: ignore[arg-type]
 
@@ -114,7 +114,7 @@ def _are_counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
-def _check_layout(file: InputFile, tensors: Any, data_start: int) -> None:
+def _check_layout(file: FileRef, tensors: Any, data_start: int) -> None:
     """Refuse overlapping tensors, holes, and data after the last tensor, as the reference implementation does."""
     position = data_start
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
@@ -130,7 +130,7 @@ def _check_layout(file: InputFile, tensors: Any, data_start: int) -> None:
         )
 
 
-def _what_it_is(file: InputFile) -> str | None:
+def _what_it_is(file: FileRef) -> str | None:
     start = file.read(0, min(file.size, 64))
     if start.startswith(b"version https://git-lfs"):
         return "this is a Git LFS pointer; fetch the file itself with `git lfs pull`"
@@ -156,10 +156,10 @@ def read_folder(folder: Path) -> dict[str, StoredTensor]:
         return _read_shards(index_path, weight_map)
     single = folder / SINGLE_NAME
     if single.exists():
-        return read_header(InputFile(single))
+        return read_header(FileRef.at(single))
     shards = sorted(folder.glob("*.safetensors"))
     if len(shards) == 1:
-        return read_header(InputFile(shards[0]))
+        return read_header(FileRef.at(shards[0]))
     if shards:
         raise InputError("several shards but no index", file=index_path, found=f"{len(shards)} *.safetensors files")
     pickles = [path for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern)]
@@ -207,7 +207,7 @@ def _read_shards(index_path: Path, weight_map: dict[str, str]) -> dict[str, Stor
                 file=path,
                 hint=f"{INDEX_NAME} places {missing} tensors there; download it",
             )
-        shards[shard] = read_header(InputFile(path))
+        shards[shard] = read_header(FileRef.at(path))
     tensors: dict[str, StoredTensor] = {}
     for shard, contents in shards.items():
         for name, tensor in contents.items():

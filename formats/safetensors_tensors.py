@@ -8,10 +8,23 @@ from gptoss_convert.checkpoint import Tensor
 from gptoss_convert.encodings import ENCODINGS, Encoding
 from gptoss_convert.errors import InputError
 from gptoss_convert.formats.safetensors import StoredTensor
-from gptoss_convert.formats.storage import PartsSource, StoredArray, TransposedSource
+from gptoss_convert.formats.storage import PartsStorage, StoredArray, TransposedStorage
 
 _PLAIN_DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _MXFP4 = ENCODINGS["mxfp4"]
+
+
+def narrowed(stored: StoredTensor, first: int, count: int) -> StoredTensor:
+    """Return `count` entries of the first dimension of `stored`, from `first` on."""
+    nbytes_each = stored.nbytes // stored.shape[0]
+    return StoredTensor(
+        stored.name,
+        stored.dtype,
+        (count, *stored.shape[1:]),
+        stored.file,
+        stored.offset + first * nbytes_each,
+        count * nbytes_each,
+    )
 
 
 def plain_tensor(name: str, stored: StoredTensor) -> Tensor:
@@ -20,7 +33,7 @@ def plain_tensor(name: str, stored: StoredTensor) -> Tensor:
         raise InputError("tensor is empty", file=stored.file.path, tensor=name, found=f"shape {list(stored.shape)}")
     encoding = _float_encoding(stored)
     array = StoredArray(stored.file, stored.offset, encoding.parts[0].dtype, stored.shape[-1])
-    return Tensor(name, stored.shape, encoding, PartsSource((array,)))
+    return Tensor(name, stored.shape, encoding, PartsStorage((array,)))
 
 
 def _float_encoding(stored: StoredTensor) -> Encoding:
@@ -45,7 +58,7 @@ def transposed_experts(name: str, stored: StoredTensor) -> Tensor:
         )
     experts, columns, rows = stored.shape
     array = StoredArray(stored.file, stored.offset, encoding.parts[0].dtype, rows)
-    return Tensor(name, (experts, rows, columns), encoding, TransposedSource(array, columns))
+    return Tensor(name, (experts, rows, columns), encoding, TransposedStorage(array, columns))
 
 
 def mxfp4_tensor(name: str, blocks: StoredTensor, scales: StoredTensor | None) -> Tensor:
@@ -83,7 +96,7 @@ def mxfp4_tensor(name: str, blocks: StoredTensor, scales: StoredTensor | None) -
         )
     experts, rows, per_row, _ = blocks.shape
     byte = np.dtype("u1")
-    source = PartsSource(
+    source = PartsStorage(
         (
             StoredArray(blocks.file, blocks.offset, byte, per_row * 16),
             StoredArray(scales.file, scales.offset, byte, per_row),

@@ -1,4 +1,4 @@
-"""Positional reads of stored tensors.
+"""Where and how the rows of a tensor lie in files: read and written by the same description.
 
 A file is read with `pread` at offsets that were checked when its header was parsed. It is never mapped, so a
 file that shrinks while it is read gives an error and not a crash, and never loaded as a whole.
@@ -9,62 +9,73 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gptoss_convert.checkpoint import FileWriter, Storage
 from gptoss_convert.encodings import Array, Chunk
 from gptoss_convert.errors import InputError
 
+OPEN_FILES = 64
+"""Descriptors that are kept open for reading; a checkpoint may have more shards than a process may open files."""
 
-class InputFile:
-    """A regular file, opened for positional reads by any number of threads."""
 
-    def __init__(self, path: Path) -> None:
-        """Open `path`.
+@dataclass(frozen=True)
+class FileRef:
+    """A file as it was when it was looked at, or as a plan will write it.
+
+    It is a plain value: it can be compared, hashed and sent to another process, which opens the file for itself.
+    """
+
+    path: Path
+    """Absolute."""
+    size: int
+    """Bytes."""
+    modified_ns: int | None = None
+    """Time of last modification; None for a file that is yet to be written."""
+
+    @classmethod
+    def at(cls, path: Path) -> FileRef:
+        """Look at the regular file `path`.
 
         Raises:
             InputError: it does not exist, is not a regular file, or cannot be opened.
         """
-        self.path = path
         try:
             if not path.is_file():
-                raise InputError("file is missing" if not path.exists() else "not a regular file", file=path)
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                raise InputError("not a regular file" if path.exists() else "file is missing", file=path)
+            status = path.stat()
+            file = cls(path.absolute(), status.st_size, status.st_mtime_ns)
+            _opened(file)
         except OSError as error:
             raise InputError(f"cannot open file: {error.strerror}", file=path) from error
-        self.size = os.fstat(self._descriptor).st_size
-        self._seek_lock = threading.Lock()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return InputFile, (self.path,)
+        return file
 
     def read_into(self, buffer: Array, offset: int) -> None:
         """Fill the contiguous array `buffer` with the bytes from `offset` on.
 
         Raises:
-            InputError: the file ends before the buffer is full, or cannot be read.
+            InputError: the file changed since it was looked at, ends before the buffer is full, or cannot be read.
         """
         view = buffer.reshape(-1).view(np.uint8).data
         done = 0
-        while done < len(view):
-            try:
-                count = self._read_some(view[done:], offset + done)
-            except OSError as error:
-                raise InputError(f"cannot read file: {error.strerror}", file=self.path) from error
-            if count == 0:
-                raise InputError(
-                    "file is truncated or became shorter while it was read",
-                    file=self.path,
-                    found=f"{offset + done} bytes",
-                    expected=f"at least {offset + len(view)}",
-                )
-            done += count
+        try:
+            opened = _opened(self)
+            while done < len(view):
+                count = opened.read_some(view[done:], offset + done)
+                if count == 0:
+                    raise InputError(
+                        "file is truncated or became shorter while it was read",
+                        file=self.path,
+                        found=f"{offset + done} bytes",
+                        expected=f"at least {offset + len(view)}",
+                    )
+                done += count
+        except OSError as error:
+            raise InputError(f"cannot read file: {error.strerror}", file=self.path) from error
 
     def read(self, offset: int, count: int) -> bytes:
         """Return `count` bytes from `offset` on.
@@ -76,40 +87,67 @@ class InputFile:
         self.read_into(buffer, offset)
         return buffer.tobytes()
 
-    def _read_some(self, view: memoryview, offset: int) -> int:
+
+class _OpenFile:
+    """A descriptor for positional reads by any number of threads, closed when nobody refers to it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._seek_lock = threading.Lock()
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+    def read_some(self, view: memoryview, offset: int) -> int:
         if hasattr(os, "preadv"):
-            return os.preadv(self._descriptor, [view], offset)
+            return os.preadv(self.descriptor, [view], offset)
         with self._seek_lock:  # Windows has no positional read in the standard library
-            os.lseek(self._descriptor, offset, os.SEEK_SET)
-            data = os.read(self._descriptor, len(view))
+            os.lseek(self.descriptor, offset, os.SEEK_SET)
+            data = os.read(self.descriptor, len(view))
         view[: len(data)] = data
         return len(data)
+
+
+@lru_cache(maxsize=OPEN_FILES)
+def _opened(file: FileRef) -> _OpenFile:
+    """Return the file opened; a descriptor that falls out of the cache lives on while a thread reads from it."""
+    opened = _OpenFile(file.path)
+    status = os.fstat(opened.descriptor)
+    if file.modified_ns not in (None, status.st_mtime_ns) or status.st_size != file.size:
+        raise InputError("file changed while it was in use", file=file.path)
+    return opened
 
 
 @dataclass(frozen=True)
 class StoredArray:
     """A stored array seen as rows: `items` numbers of `dtype` each, one row after the other from `offset`."""
 
-    file: InputFile
+    file: FileRef
     offset: int
     dtype: np.dtype[Any]
     items: int
 
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of a row."""
+        return self.items * self.dtype.itemsize
+
     def read(self, start: int, stop: int) -> Array:
         """Return rows `start` to `stop` as an array `[rows, items]`."""
         rows = np.empty((stop - start, self.items), self.dtype)
-        self.file.read_into(rows, self.offset + start * self.items * self.dtype.itemsize)
+        self.file.read_into(rows, self.offset + start * self.row_nbytes)
         return rows
 
-    def from_row(self, row: int) -> StoredArray:
-        """Return the array that begins at `row` of this one."""
-        offset = self.offset + row * self.items * self.dtype.itemsize
-        return StoredArray(self.file, offset, self.dtype, self.items)
+    def write(self, writer: FileWriter, start: int, rows: Array) -> None:
+        """Write `rows` `[rows, items]` from row `start` on."""
+        data = np.ascontiguousarray(rows, self.dtype)
+        writer.write(self.file.path, data, self.offset + start * self.row_nbytes)
 
 
 @dataclass(frozen=True)
-class PartsSource:
-    """Rows of a tensor whose parts are stored one by one, each row-major; also when they lie in several files."""
+class PartsStorage:
+    """A tensor whose parts are stored one by one, each row-major; also when they lie in several files."""
 
     parts: tuple[StoredArray, ...]
     row_group: int = field(default=1, init=False)
@@ -123,13 +161,18 @@ class PartsSource:
         """Return rows `start` to `stop` of every part."""
         return tuple(part.read(start, stop) for part in self.parts)
 
+    def write(self, writer: FileWriter, start: int, chunk: Chunk) -> None:
+        """Write every part of `chunk` from row `start` on."""
+        for part, rows in zip(self.parts, chunk, strict=True):
+            part.write(writer, start, rows)
+
 
 @dataclass(frozen=True)
-class TransposedSource:
-    """Rows of matrices `[out, in]` that are stored as `[in, out]`, one matrix after the other.
+class TransposedStorage:
+    """Matrices `[out, in]` of plain numbers that are stored as `[in, out]`, one after the other.
 
-    A row is a stored column. Whole matrices are read in one piece; a narrower range of rows is gathered from
-    each stored row, which costs one read per stored row.
+    A row of the tensor is a stored column. Whole matrices are moved in one piece; a narrower range of rows is
+    gathered from, or scattered to, each stored row, which costs a system call per stored row.
     """
 
     stored: StoredArray
@@ -150,30 +193,97 @@ class TransposedSource:
     def read(self, start: int, stop: int) -> Chunk:
         """Return rows `start` to `stop` over all matrices, as one array `[rows, in]`."""
         rows = np.empty((stop - start, self.stored_rows), self.stored.dtype)
-        position = start
-        while position < stop:
-            matrix, first = divmod(position, self.row_group)
-            last = min(first + stop - position, self.row_group)
-            block = self._columns(matrix, first, last)
-            transpose_into(rows[position - start : position - start + last - first], block)
-            position += last - first
+        for matrix, first, last in self._stripes(start, stop):
+            base = matrix * self.stored_rows
+            if last - first == self.row_group:
+                stripe = self.stored.read(base, base + self.stored_rows)
+            else:
+                stripe = np.empty((self.stored_rows, last - first), self.stored.dtype)
+                for row in range(self.stored_rows):
+                    self.stored.file.read_into(stripe[row], self._position(base + row, first))
+            position = matrix * self.row_group + first - start
+            _transpose_into(rows[position : position + last - first], stripe)
         return (rows,)
 
-    def _columns(self, matrix: int, first: int, last: int) -> Array:
-        """Return stored columns `first` to `last` of a matrix, `[in, last - first]`."""
-        base = matrix * self.stored_rows
-        if last - first == self.row_group:
-            return self.stored.read(base, base + self.stored_rows)
-        block = np.empty((self.stored_rows, last - first), self.stored.dtype)
-        for row in range(self.stored_rows):
-            item = (base + row) * self.row_group + first
-            self.stored.file.read_into(block[row], self.stored.offset + item * self.stored.dtype.itemsize)
-        return block
+    def write(self, writer: FileWriter, start: int, chunk: Chunk) -> None:
+        """Write `chunk`, one array `[rows, in]`, from row `start` on."""
+        (rows,) = chunk
+        for matrix, first, last in self._stripes(start, start + len(rows)):
+            base = matrix * self.stored_rows
+            position = matrix * self.row_group + first - start
+            stripe = np.empty((self.stored_rows, last - first), self.stored.dtype)
+            _transpose_into(stripe, rows[position : position + last - first])
+            if last - first == self.row_group:
+                self.stored.write(writer, base, stripe)
+            else:
+                for row in range(self.stored_rows):
+                    writer.write(self.stored.file.path, stripe[row], self._position(base + row, first))
+
+    def _stripes(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Return (matrix, first row, last row) for each matrix that rows `start` to `stop` touch."""
+        stripes = []
+        while start < stop:
+            matrix, first = divmod(start, self.row_group)
+            last = min(first + stop - start, self.row_group)
+            stripes.append((matrix, first, last))
+            start += last - first
+        return stripes
+
+    def _position(self, stored_row: int, item: int) -> int:
+        return self.stored.offset + stored_row * self.stored.row_nbytes + item * self.stored.dtype.itemsize
 
 
-def transpose_into(target: Array, source: Array) -> None:
+def _transpose_into(target: Array, source: Array) -> None:
     """Write the transpose of `source` into `target`, tile by tile so that both stay in cache."""
     tile = 192
     for row in range(0, source.shape[0], tile):
         for column in range(0, source.shape[1], tile):
             target[column : column + tile, row : row + tile] = source[row : row + tile, column : column + tile].T
+
+
+@dataclass(frozen=True)
+class InterleavedStorage:
+    """A tensor whose even and odd rows (or, with `axis` 1, elements of a row) are stored as two tensors.
+
+    With `axis` 1 the encoding must be one of single elements, not of blocks.
+    """
+
+    even: Storage
+    odd: Storage
+    axis: int
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files of both halves."""
+        return tuple(dict.fromkeys(self.even.files + self.odd.files))
+
+    @property
+    def row_group(self) -> int:
+        """Rows that take whole groups of both halves."""
+        return max(self.even.row_group, self.odd.row_group) * (2 if self.axis == 0 else 1)
+
+    def read(self, start: int, stop: int) -> Chunk:
+        """Return rows `start` to `stop`."""
+        if self.axis == 1:
+            halves = self.even.read(start, stop), self.odd.read(start, stop)
+            return tuple(np.stack(parts, axis=2).reshape(stop - start, -1) for parts in zip(*halves, strict=True))
+        even = self.even.read((start + 1) // 2, (stop + 1) // 2)
+        odd = self.odd.read(start // 2, stop // 2)
+        chunk = []
+        for even_part, odd_part in zip(even, odd, strict=True):
+            part = np.empty((stop - start, even_part.shape[1]), even_part.dtype)
+            part[start % 2 :: 2] = even_part
+            part[1 - start % 2 :: 2] = odd_part
+            chunk.append(part)
+        return tuple(chunk)
+
+    def write(self, writer: FileWriter, start: int, chunk: Chunk) -> None:
+        """Write `chunk` from row `start` on."""
+        if self.axis == 1:
+            self.even.write(writer, start, tuple(part[:, 0::2] for part in chunk))
+            self.odd.write(writer, start, tuple(part[:, 1::2] for part in chunk))
+            return
+        if len(chunk[0]) > start % 2:
+            self.even.write(writer, (start + 1) // 2, tuple(part[start % 2 :: 2] for part in chunk))
+        if len(chunk[0]) > 1 - start % 2:
+            self.odd.write(writer, start // 2, tuple(part[1 - start % 2 :: 2] for part in chunk))

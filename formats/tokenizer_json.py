@@ -49,6 +49,14 @@ class _Tokenizer(msgspec.Struct):
     post_processor: dict[str, Any] | None = None
 
 
+def find_tokenizer(assets: Assets, config: Mapping[str, Any]) -> HuggingFaceTokenizer | None:
+    """Return the tokenizer among `assets`, with the ids that config.json declares; None if there is none."""
+    if assets.path(TOKENIZER_JSON) is None:
+        return None
+    declared = {purpose: config.get(f"{purpose}_token_id") for purpose in PURPOSES}
+    return HuggingFaceTokenizer(assets, {key: value for key, value in declared.items() if type(value) is int})
+
+
 @dataclass(frozen=True)
 class HuggingFaceTokenizer:
     """The tokenizer in a folder with `tokenizer.json`."""
@@ -118,9 +126,13 @@ class HuggingFaceTokenizer:
         try:
             pairs = msgspec.json.decode(raw, type=list[tuple[str, str]])
         except msgspec.ValidationError:
+            pairs = None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"damaged tokenizer: merges: {error}", file=self.path) from None
+        if pairs is None:
             try:
                 return msgspec.json.decode(raw, type=list[str])
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise InputError(f"damaged tokenizer: merges: {error}", file=self.path) from None
         merges = list(map(" ".join, pairs))
         if "\n".join(merges).count(" ") != len(merges):
@@ -162,12 +174,13 @@ class HuggingFaceTokenizer:
         added: dict[str, bool] = {}
         processor = tokenizer.post_processor or {}
         steps = processor.get("processors", [processor] if processor else [])
-        kinds = {step.get("type") for step in steps if isinstance(step, dict)}
+        steps = steps if isinstance(steps, list) else [steps]
+        kinds = {str(step.get("type")) if isinstance(step, dict) else repr(step) for step in steps}
         if kinds - {"ByteLevel"}:
             raise UnsupportedError(
                 "tokenizer adds tokens by a post-processor that gpt-oss does not have",
                 file=self.path,
-                found=", ".join(sorted(map(str, kinds))),
+                found=", ".join(sorted(kinds)),
                 expected="ByteLevel",
             )
         if kinds:
@@ -187,17 +200,17 @@ class HuggingFaceTokenizer:
                 return {"default": data.decode("utf-8")}
             except UnicodeDecodeError:
                 raise InputError("chat template is not UTF-8", file=self.assets.path(CHAT_TEMPLATE)) from None
-        if isinstance(entry, str):
-            return {"default": entry}
-        templates = entry if isinstance(entry, list) else []
-        named = {
-            str(item.get("name")): item["template"]
-            for item in templates
-            if isinstance(item, dict) and isinstance(item.get("template"), str)
-        }
-        if len(named) != len(templates) or not named:
+        named = {"default": entry}
+        if isinstance(entry, list):
+            items = [item if isinstance(item, dict) else {} for item in entry]
+            named = {str(item.get("name")): item.get("template") for item in items}
+        if not named or not all(isinstance(text, str) and _is_utf8(name + text) for name, text in named.items()):
             raise InputError(
-                "chat_template is neither a text nor a list of named texts",
-                file=self.assets.path(TOKENIZER_CONFIG),
+                "chat_template is neither a text nor a list of named texts", file=self.assets.path(TOKENIZER_CONFIG)
             )
         return named
+
+
+def _is_utf8(text: str) -> bool:
+    """Return whether `text` can be written: JSON may hold halves of characters."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)

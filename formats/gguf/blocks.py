@@ -11,11 +11,12 @@ nibble of the first and the low nibble of the second exchanged. Numbers are neve
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from gptoss_convert.checkpoint import FileWriter
 from gptoss_convert.encodings import Array, Chunk, Encoding
 from gptoss_convert.formats.storage import StoredArray
 
@@ -100,23 +101,24 @@ _UNPACKERS: dict[str, Callable[[Array], Chunk]] = {"mxfp4": _unpack_mxfp4, "q8_0
 
 
 @dataclass(frozen=True)
-class RecordSource:
-    """Rows of a tensor in a GGUF file."""
+class RecordStorage:
+    """A tensor in a GGUF file."""
 
     stored: StoredArray
     """Bytes, one row of the tensor per row."""
     encoding: Encoding
+    row_group: int = field(default=1, init=False)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The GGUF file."""
         return (self.stored.file.path,)
 
-    @property
-    def row_group(self) -> int:
-        """Any range of rows can be read."""
-        return 1
-
     def read(self, start: int, stop: int) -> Chunk:
         """Return rows `start` to `stop`."""
         return unpack(self.encoding, self.stored.read(start, stop))
+
+    def write(self, writer: FileWriter, start: int, chunk: Chunk) -> None:
+        """Write `chunk` from row `start` on."""
+        rows = pack(self.encoding, chunk)
+        self.stored.write(writer, start, rows.reshape(-1).view(np.uint8).reshape(len(chunk[0]), -1))

@@ -15,15 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_convert.checkpoint import FULL, SLIDING, ModelConfig, YarnRope
+from gptoss_convert.checkpoint import (
+    FULL,
+    LARGEST_LAYER_COUNT,
+    SLIDING,
+    ModelConfig,
+    YarnRope,
+    alternating_layers,
+)
 from gptoss_convert.errors import InputError, UnsupportedError
-from gptoss_convert.formats.config_fields import refuse_conflicts
 from gptoss_convert.formats.gguf.container import StringArray, Value, ValueType, float32, string, uint32
 
 ARCHITECTURE = "gpt-oss"
 SWIGLU_LIMIT = 7.0
 """The only limit that llama.cpp computes with (`llm_graph_context::build_moe_ffn`)."""
-LARGEST_LAYER_COUNT = 4096
 
 
 def configuration_metadata(config: ModelConfig, *, file_type: int) -> dict[str, Value]:
@@ -61,15 +66,11 @@ def configuration_metadata(config: ModelConfig, *, file_type: int) -> dict[str, 
     with_file_type = {f"{ARCHITECTURE}.{key}": value for key, value in metadata.items()}
     with_file_type["general.file_type"] = uint32(file_type)
     with_file_type[f"{ARCHITECTURE}.attention.sliding_window"] = uint32(config.sliding_window)
-    if config.layer_types != _alternating(config.num_hidden_layers):
+    if config.layer_types != alternating_layers(config.num_hidden_layers):
         pattern = np.array([kind == SLIDING for kind in config.layer_types])
         with_file_type[f"{ARCHITECTURE}.attention.sliding_window_pattern"] = Value(ValueType.BOOL, pattern)
     with_file_type[f"{ARCHITECTURE}.expert_feed_forward_length"] = uint32(config.intermediate_size)
     return with_file_type
-
-
-def _alternating(layers: int) -> tuple[str, ...]:
-    return tuple(SLIDING if index % 2 == 0 else FULL for index in range(layers))
 
 
 def parse_configuration(metadata: Mapping[str, Value], vocab_size: int, path: Path) -> ModelConfig:
@@ -112,7 +113,7 @@ def parse_configuration(metadata: Mapping[str, Value], vocab_size: int, path: Pa
         rms_norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
         swiglu_limit=SWIGLU_LIMIT,
     )
-    refuse_conflicts(config, path)
+    config.require_consistent(path)
     return config
 
 
@@ -124,7 +125,7 @@ def _layer_types(metadata: Mapping[str, Value], layers: int) -> tuple[str, ...]:
         return tuple(SLIDING if sliding else FULL for sliding in pattern)
     if type(pattern) is int and pattern > 0:
         return tuple(FULL if index % pattern == pattern - 1 else SLIDING for index in range(layers))
-    return _alternating(layers)
+    return alternating_layers(layers)
 
 
 class _Keys:

@@ -20,7 +20,7 @@ import numpy as np
 from gptoss_convert.encodings import ENCODINGS, Array, Encoding
 from gptoss_convert.encodings.opaque import Opaque
 from gptoss_convert.errors import InputError, UnsupportedError
-from gptoss_convert.formats.storage import InputFile
+from gptoss_convert.formats.storage import FileRef
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -30,6 +30,8 @@ LARGEST_STRING = 16 << 20
 LARGEST_RANK = 4
 LARGEST_NAME = 63
 """Bytes in a tensor name (GGML_MAX_NAME without its terminator)."""
+LARGEST_HEADER = 64 << 20
+"""Bytes; the vocabulary of gpt-oss takes 13 million."""
 WINDOW = 1 << 20
 
 TYPE_NUMBERS = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30, "mxfp4": 39}
@@ -199,7 +201,7 @@ def _serialise_string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def read_header(file: InputFile) -> Header:
+def read_header(file: FileRef) -> Header:
     """Parse and check the header of a GGUF file.
 
     Raises:
@@ -227,7 +229,7 @@ def read_header(file: InputFile) -> Header:
     return Header(metadata, _placed(file, entries, aligned(cursor.position, alignment), alignment))
 
 
-def _alignment(file: InputFile, metadata: Mapping[str, Value]) -> int:
+def _alignment(file: FileRef, metadata: Mapping[str, Value]) -> int:
     value = metadata.get("general.alignment", uint32(ALIGNMENT))
     alignment = value.value
     if value.type is not ValueType.UINT32 or value.is_array or alignment < 8 or alignment & (alignment - 1):
@@ -273,9 +275,7 @@ def encoding_of_type(number: int) -> Encoding | None:
     return Opaque(kind.name.lower(), block, nbytes)
 
 
-def _placed(
-    file: InputFile, entries: Iterable[TensorInfo], data_start: int, alignment: int
-) -> dict[str, TensorInfo]:
+def _placed(file: FileRef, entries: Iterable[TensorInfo], data_start: int, alignment: int) -> dict[str, TensorInfo]:
     """Return the entries by name with absolute offsets; they must be aligned, disjoint and inside the file."""
     placed: dict[str, TensorInfo] = {}
     for entry in entries:
@@ -306,8 +306,9 @@ def _placed(
 class _Cursor:
     """Reads a header front to back through a window, never beyond the end of the file."""
 
-    def __init__(self, file: InputFile) -> None:
+    def __init__(self, file: FileRef) -> None:
         self.file = file
+        self._end = min(file.size, LARGEST_HEADER)
         self.position = 0
         self._window = b""
         self._window_start = 0
@@ -317,7 +318,7 @@ class _Cursor:
         self._require(count)
         start = self.position - self._window_start
         if start + count > len(self._window):
-            self._window = self.file.read(self.position, min(max(count, WINDOW), self.file.size - self.position))
+            self._window = self.file.read(self.position, min(max(count, WINDOW), self._end - self.position))
             self._window_start, start = self.position, 0
         self.position += count
         return self._window[start : start + count]
@@ -380,20 +381,20 @@ class _Cursor:
             if position + 8 > base + len(window):
                 self.position = position
                 self._require(8)
-                window = self.file.read(position, min(WINDOW, self.file.size - position))
+                window = self.file.read(position, min(WINDOW, self._end - position))
                 base = position
             (length,) = unpack(window, position - base)
             position += 8 + length
-            if position > self.file.size:
+            if position > self._end:
                 self.position = position - length
                 self._require(length)
         self.position = position
         return StringArray(count, self.file.read(first, position - first))
 
     def _require(self, count: int) -> None:
-        if count > self.file.size - self.position:
+        if count > self._end - self.position:
             raise InputError(
-                "GGUF header is truncated",
+                "GGUF header is truncated" if self._end == self.file.size else "GGUF header is too large",
                 file=self.file.path,
                 found=f"{self.file.size} bytes",
                 expected=f"at least {self.position + count}",

@@ -1,133 +1,117 @@
-"""Metadata under `general.`: what the model is called, who made it, under which licence, from what.
+"""The description of a model as GGUF metadata, under `general.`.
 
-Names and guesses are those of `gguf.Metadata`, which llama.cpp's converter uses: the model card's front matter
-first, then the folder's name. What the user states goes before both.
+Source: `Metadata.set_gguf_meta_model` in gguf-py (metadata.py); keys are written in its order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
-from gptoss_convert.assets import GENERATION_CONFIG, LICENSE, MODEL_CARD, Assets, read_json_object
 from gptoss_convert.checkpoint import ModelConfig, Role, inventory
-from gptoss_convert.errors import InputError
+from gptoss_convert.description import Description, Reference
 from gptoss_convert.formats.gguf.configuration import ARCHITECTURE
-from gptoss_convert.formats.gguf.container import Value, ValueType, string, strings
+from gptoss_convert.formats.gguf.container import StringArray, Value, ValueType, string, strings, uint32
 
 REVISION_KEY = "gptoss_convert.source.revision"
 """GGUF has no key for the revision of the source; keys of a tool carry its name."""
-_APACHE_TITLE = b"Apache License"
-_APACHE_VERSION = b"Version 2.0, January 2004"
+
+_TEXT_KEYS = {
+    "name": "general.name",
+    "author": "general.author",
+    "version": "general.version",
+    "organization": "general.organization",
+    "finetune": "general.finetune",
+    "basename": "general.basename",
+    "description": "general.description",
+    "quantized_by": "general.quantized_by",
+    "size_label": "general.size_label",
+    "license": "general.license",
+    "license_name": "general.license.name",
+    "license_link": "general.license.link",
+    "url": "general.url",
+    "doi": "general.doi",
+    "uuid": "general.uuid",
+    "repo_url": "general.repo_url",
+    "source_url": "general.source.url",
+    "source_doi": "general.source.doi",
+    "source_uuid": "general.source.uuid",
+    "source_repo_url": "general.source.repo_url",
+}
+_REFERENCE_KEYS = {"base_models": "general.base_model", "datasets": "general.dataset"}
+_LIST_KEYS = {"tags": "general.tags", "languages": "general.languages"}
+_SAMPLING_TYPES = {
+    "sequence": ValueType.STRING,
+    "top_k": ValueType.INT32,
+    "top_p": ValueType.FLOAT32,
+    "min_p": ValueType.FLOAT32,
+    "xtc_probability": ValueType.FLOAT32,
+    "xtc_threshold": ValueType.FLOAT32,
+    "temp": ValueType.FLOAT32,
+    "penalty_last_n": ValueType.INT32,
+    "penalty_repeat": ValueType.FLOAT32,
+    "mirostat": ValueType.INT32,
+    "mirostat_tau": ValueType.FLOAT32,
+    "mirostat_eta": ValueType.FLOAT32,
+}
+LARGEST_REFERENCE_COUNT = 1000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Description:
-    """What the user states about a model; None leaves it to the model card and the folder's name."""
-
-    name: str | None = None
-    author: str | None = None
-    version: str | None = None
-    organization: str | None = None
-    description: str | None = None
-    quantized_by: str | None = None
-    license: str | None = None
-    license_name: str | None = None
-    license_link: str | None = None
-    url: str | None = None
-    repo_url: str | None = None
-    source_url: str | None = None
-    source_repo_url: str | None = None
-    source_revision: str | None = None
-    """Commit of the repository that the weights came from."""
-    base_models: tuple[str, ...] = ()
-    """Hub ids (`owner/name`) of the models that this one derives from."""
-
-
-def description_metadata(
-    stated: Description, assets: Assets, config: ModelConfig, *, fallback_name: str
-) -> dict[str, Value]:
-    """Return the `general.` metadata in the order of llama.cpp's converter.
-
-    Raises:
-        InputError: the model card is damaged or states something that is no text.
-    """
-    import gguf
-
-    card: Any = _load_card(assets, config)
-    for field in (
-        "name", "author", "version", "organization", "description", "quantized_by", "license", "license_name",
-        "license_link", "url", "repo_url", "source_url", "source_repo_url",
-    ):  # fmt: skip
-        if (value := getattr(stated, field)) is not None:
-            setattr(card, field, value)
-    if stated.base_models:
-        card.base_models = [_base_model(hub_id) for hub_id in stated.base_models]
-    if card.name is None:
-        card.name = fallback_name
-    if card.license is None:
-        card.license = _recognise_license(assets)
-    if card.size_label is None:
-        card.size_label = gguf.size_label(*parameter_counts(config), config.num_local_experts)
-    writer = gguf.GGUFWriter(path=None, arch=ARCHITECTURE)
-    writer.add_type(gguf.GGUFType.MODEL)
-    try:
-        card.set_gguf_meta_model(writer)
-        metadata = {key: _checked(value) for key, value in writer.kv_data[0].items()}
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise InputError(f"model card states something that is no text: {error}", file=_card_path(assets)) from None
-    if stated.source_revision is not None:
-        metadata[REVISION_KEY] = string(stated.source_revision)
+def description_metadata(said: Description, config: ModelConfig) -> dict[str, Value]:
+    """Return the metadata for a description; a size label that is not stated is computed."""
+    metadata = {"general.architecture": string(ARCHITECTURE), "general.type": string("model")}
+    for name, kind in _SAMPLING_TYPES.items():
+        if name in said.sampling:
+            metadata[f"general.sampling.{name}"] = Value(kind, said.sampling[name])
+    texts = {name: getattr(said, name) for name in _TEXT_KEYS}
+    texts["size_label"] = said.size_label or size_label(config)
+    metadata |= {key: string(texts[name]) for name, key in _TEXT_KEYS.items() if texts[name]}
+    for name, prefix in _REFERENCE_KEYS.items():
+        references: tuple[Reference, ...] = getattr(said, name)
+        if references:
+            metadata[f"{prefix}.count"] = uint32(len(references))
+        for index, reference in enumerate(references):
+            for item in fields(Reference):
+                if text := getattr(reference, item.name):
+                    metadata[f"{prefix}.{index}.{item.name}"] = string(text)
+    metadata |= {key: strings(getattr(said, name)) for name, key in _LIST_KEYS.items() if getattr(said, name)}
+    if said.source_revision:
+        metadata[REVISION_KEY] = string(said.source_revision)
     return metadata
 
 
-def _load_card(assets: Assets, config: ModelConfig) -> Any:
-    """Return `gguf.Metadata` filled from the asset folder."""
-    import gguf
+def parse_description(metadata: Mapping[str, Value]) -> Description:
+    """Return what the metadata of a GGUF file say about the model."""
 
-    # Bounds and types of the files that the library is about to read by itself.
-    assets.read(MODEL_CARD)
-    for name in ("config.json", GENERATION_CONFIG):
-        if (path := assets.path(name)) is not None:
-            read_json_object(path)
-    folder = None if assets.folder is None else assets.folder.resolve()
-    try:
-        return gguf.Metadata.load(None, folder, None, parameter_counts(config)[0])
-    except Exception as error:  # a foreign parser on a stranger's file
-        raise InputError(f"model card cannot be read: {error}", file=_card_path(assets)) from None
+    def text(key: str) -> str | None:
+        value = metadata.get(key)
+        return value.value if value is not None and isinstance(value.value, str) and value.value else None
 
-
-def _card_path(assets: Assets) -> str:
-    return str(assets.path(MODEL_CARD) or MODEL_CARD)
-
-
-def _base_model(hub_id: str) -> dict[str, str]:
-    import gguf
-
-    owner, _, name = hub_id.rpartition("/")
-    to_title: Callable[[str], str] = gguf.Metadata.id_to_title
-    entry = {"name": to_title(name)}
-    if owner:
-        entry["organization"] = to_title(owner)
-        entry["repo_url"] = f"https://huggingface.co/{hub_id}"
-    return entry
+    said: dict[str, Any] = {name: text(key) for name, key in _TEXT_KEYS.items()}
+    for name, prefix in _REFERENCE_KEYS.items():
+        count = metadata.get(f"{prefix}.count")
+        number = count.value if count is not None and type(count.value) is int else 0
+        said[name] = tuple(
+            Reference(**{item.name: text(f"{prefix}.{index}.{item.name}") for item in fields(Reference)})
+            for index in range(min(number, LARGEST_REFERENCE_COUNT))
+        )
+    for name, key in _LIST_KEYS.items():
+        value = metadata.get(key)
+        said[name] = tuple(value.value) if value is not None and isinstance(value.value, StringArray) else ()
+    sampling = {name: metadata.get(f"general.sampling.{name}") for name in _SAMPLING_TYPES}
+    said["sampling"] = {name: value.value for name, value in sampling.items() if value is not None}
+    return Description(**said, source_revision=text(REVISION_KEY))
 
 
-def _recognise_license(assets: Assets) -> str | None:
-    """Return `apache-2.0` if the folder's LICENSE is that text."""
-    text = assets.read(LICENSE) or b""
-    head = text[:1000]
-    return "apache-2.0" if _APACHE_TITLE in head and _APACHE_VERSION in head else None
+def size_label(config: ModelConfig) -> str:
+    """Return the label of llama.cpp's converter, such as `32x2.4B`: experts times parameters with one of them.
 
-
-def parameter_counts(config: ModelConfig) -> tuple[int, int, int]:
-    """Return the number of parameters in all, shared by all tokens, and in the matrices of one expert.
-
-    Expert biases count as shared: so does `GGUFWriter.get_total_parameter_count`, from which the size label of
-    every published GGUF comes.
+    Expert biases count as shared: so does `GGUFWriter.get_total_parameter_count` in gguf-py.
     """
+    import gguf
+
     total = shared = expert = 0
     for spec in inventory(config).values():
         size = math.prod(spec.shape)
@@ -136,16 +120,5 @@ def parameter_counts(config: ModelConfig) -> tuple[int, int, int]:
             expert += size // config.num_local_experts
         else:
             shared += size
-    return total, shared, expert
-
-
-def _checked(entry: Any) -> Value:
-    """Return a value of the library's writer as our own, if it is a text, a list of texts or a number."""
-    kind, value = ValueType(int(entry.type)), entry.value
-    if kind is ValueType.ARRAY:
-        if not all(isinstance(item, str) for item in value):
-            raise TypeError(f"{value!r} is no list of texts")
-        return strings(value)
-    if kind is ValueType.STRING and not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return Value(kind, value)
+    label: str = gguf.size_label(total, shared, expert, config.num_local_experts)
+    return label

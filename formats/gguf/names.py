@@ -32,8 +32,8 @@ _IN_LAYER = {
     "mlp.experts.down_proj": ("ffn_down_exps.weight",),
     "mlp.experts.down_proj_bias": ("ffn_down_exps.bias",),
 }
-_CANONICAL_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
-_GGUF_LAYER = re.compile(r"blk\.(\d{1,4})\.(.+)")
+_CANONICAL_LAYER = re.compile(r"model\.layers\.([0-9]+)\.(.+)")
+_GGUF_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.(.+)")
 
 
 def gguf_names(canonical: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gptoss_convert.formats.gguf.container import read_header
-from gptoss_convert.formats.storage import InputFile
+from gptoss_convert.formats.storage import FileRef
 from tests.peers import llama_cpp_converter
 from tests.support import gguf_files, tokenizers
 from tests.support.checkpoints import Shape, write_huggingface, write_original
@@ -113,7 +113,7 @@ def test_real_tokenizer(tmp_path: Path) -> None:
     write_huggingface(checkpoint, Shape(hidden=32, intermediate=32, vocab=201088), special_ids=ids)
     # gguf-py takes a minute for a vocabulary of this size; our reader does not change what is equal.
     ours, other = (
-        read_header(InputFile(path)).metadata
+        read_header(FileRef.at(path)).metadata
         for path in (to_gguf(checkpoint, tmp_path / "ours.gguf"), theirs(checkpoint))
     )
     assert list(ours) == list(other)

@@ -24,4 +24,4 @@ def to_gguf(checkpoint: Path, output: Path, **options: object) -> Path:
     """Convert a checkpoint with this project and return the (first) file."""
     plan = plan_gguf(open_checkpoint(checkpoint), output, GgufOptions(**options))  # type: ignore[arg-type]
     execute(plan)
-    return plan.files[-1].path
+    return plan.output

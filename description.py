@@ -1,0 +1,64 @@
+"""What is said about a model besides its numbers: who made it, under which licence, from what.
+
+The fields are those that model cards and GGUF files share (`gguf.Metadata`). None means that nothing is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Another model, or a data set, that a model comes from."""
+
+    name: str | None = None
+    author: str | None = None
+    version: str | None = None
+    organization: str | None = None
+    description: str | None = None
+    url: str | None = None
+    doi: str | None = None
+    uuid: str | None = None
+    repo_url: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What is said about a model."""
+
+    name: str | None = None
+    author: str | None = None
+    version: str | None = None
+    organization: str | None = None
+    finetune: str | None = None
+    basename: str | None = None
+    description: str | None = None
+    quantized_by: str | None = None
+    size_label: str | None = None
+    license: str | None = None
+    """SPDX id where there is one."""
+    license_name: str | None = None
+    license_link: str | None = None
+    url: str | None = None
+    doi: str | None = None
+    uuid: str | None = None
+    repo_url: str | None = None
+    source_url: str | None = None
+    source_doi: str | None = None
+    source_uuid: str | None = None
+    source_repo_url: str | None = None
+    source_revision: str | None = None
+    """Commit of the repository that the weights came from."""
+    base_models: tuple[Reference, ...] = ()
+    datasets: tuple[Reference, ...] = ()
+    tags: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    sampling: Mapping[str, float | int | str] = field(default_factory=dict)
+    """Recommended sampling settings by GGUF's names: top_k, top_p, temp, ..."""
+
+    def updated(self, stated: Description) -> Description:
+        """Return this description with everything that `stated` says in its place."""
+        said = {item.name: getattr(stated, item.name) for item in fields(stated)}
+        return replace(self, **{name: value for name, value in said.items() if value not in (None, (), {})})
