@@ -270,7 +270,7 @@ class Checkpoint:
         """Raise the first problem, if there is one, and say how many more there are."""
         if self.problems:
             first, *others = self.problems
-            raise first.with_hint(f"{len(others)} more problems: see `gptoss-convert inspect`") if others else first
+            raise first.with_hint(f"{len(others)} more: see `gptoss-convert inspect`") if others else first
 
 
 def assemble_checkpoint(
@@ -355,7 +355,7 @@ def check_tensors(config: ModelConfig, found: Mapping[str, Tensor], place: Path)
                     expected=list(spec.shape),
                 )
             )
-    for name in found.keys() - expected.keys():
+    for name in sorted(found.keys() - expected.keys()):
         problems.append(
             InputError(
                 "unknown tensor",

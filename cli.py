@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import click
 
 from gptoss_convert import __version__, console
-from gptoss_convert.errors import GptossConvertError
+from gptoss_convert.errors import GptossConvertError, OptionError
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
@@ -44,10 +44,10 @@ class Size(click.ParamType[int]):
         factor = (_UNITS | _BINARY_UNITS).get(match[2]) if match else None
         if match is None or factor is None:
             self.fail(f"{value!r} is no size; write for example 500M, 4GB or 4GiB", param, ctx)
-        size = int(float(match[1]) * factor)
-        if size < 1:
-            self.fail(f"{value!r} is no size of at least one byte", param, ctx)
-        return size
+        number = float(match[1]) * factor
+        if not 1 <= number < 1 << 63:
+            self.fail(f"{value!r} is no size from one byte on", param, ctx)
+        return int(number)
 
 
 class Override(click.ParamType[tuple[str, str]]):
@@ -98,11 +98,8 @@ def _common(command: Command) -> Command:
                 console.print_json(error.as_dict())
             console.print_error(error)
             sys.exit(error.exit_code)
-        except BrokenPipeError:  # nobody reads the output any more; click would make it a failure
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as error:
-            print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
-            sys.exit(OUTPUT_FAILED)
+        except OSError as error:  # those of files have become an error of the package
+            raise _OutputStreamError from error
         except (KeyboardInterrupt, click.ClickException, click.exceptions.Exit, SystemExit):
             raise
         except Exception as error:
@@ -262,6 +259,9 @@ def to_gguf(
     from gptoss_convert.formats import open_checkpoint, open_tokenizer
     from gptoss_convert.formats.model_card import hub_reference
 
+    for option, value in description.items():
+        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+            raise OptionError(f"--{option.replace('_', '-')} is not UTF-8")
     options = GgufOptions(
         dense=dense,
         experts=experts,
@@ -286,8 +286,8 @@ def _convert(
     if dry_run:
         if as_json:
             console.print_json(plan.as_dict())
-        else:
-            console.print_plan(plan, every_tensor=not quiet)
+        elif not quiet:
+            console.print_plan(plan, every_tensor=True)
         return
     started = time.monotonic()
     wanted = console.progress_is_wanted(quiet=quiet or as_json, no_progress=no_progress)
@@ -347,8 +347,14 @@ def demo(output: Path | None, *, as_json: bool, quiet: bool) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line with `arguments` and return its exit code."""
     _stop_on_signals()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a console may not know every character
+    _prepare_standard_output()
+    try:
+        return _run(arguments)
+    except (OSError, _OutputStreamError) as error:
+        return _give_up_standard_output(error.__cause__ or error)
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         cli.main(args=list(arguments), prog_name="gptoss-convert", standalone_mode=False)
         sys.stdout.flush()
@@ -362,6 +368,26 @@ def run(arguments: Sequence[str]) -> int:
         code = leave.exit_code if isinstance(leave, click.exceptions.Exit) else leave.code
         return code if isinstance(code, int) else INTERNAL_ERROR
     return 0
+
+
+class _OutputStreamError(Exception):
+    """Standard output cannot be written; not an `OSError`, which click would take for its own."""
+
+
+def _prepare_standard_output() -> None:
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - takes the place of the closed stream
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a console may not know every character
+
+
+def _give_up_standard_output(error: BaseException) -> int:
+    """Return the exit code for a standard output that failed, and keep the interpreter from failing at it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # whoever read it has seen enough
+        return 0
+    print(f"error: cannot write to standard output: {error}", file=sys.stderr)
+    return OUTPUT_FAILED
 
 
 def _stop_on_signals() -> None:

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gptoss_convert.errors import GptossConvertError, printable
 
@@ -32,8 +32,18 @@ SECONDS_BETWEEN_LINES = 10.0
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
+    class PipeAwareConsole(Console):
+        """A console that leaves it to the command line what a closed pipe means."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    # Without colour there are no escape sequences at all, bold ones included.
+    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
     width = None if (sys.stderr if stderr else sys.stdout).isatty() else 140
-    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True, width=width)
+    return PipeAwareConsole(
+        stderr=stderr, highlight=False, markup=False, soft_wrap=True, width=width, color_system=colours
+    )
 
 
 def _table(title: str, *columns: tuple[str, str]) -> Table:

@@ -32,7 +32,7 @@ class GptossConvertError(Exception):
     ) -> None:
         super().__init__(what)
         self.what = what if len(what) <= 2 * LONGEST_FACT else f"{what[: 2 * LONGEST_FACT]}..."
-        self.file = self._shortened(file)
+        self.file = None if file is None else str(file)  # the system bounds its length
         self.tensor = self._shortened(tensor)
         self.found = self._shortened(found)
         self.expected = self._shortened(expected)

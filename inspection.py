@@ -63,7 +63,11 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as JSON-ready data."""
-        return asdict(self) | {"problems": [problem.as_dict() for problem in self.problems]}
+        said = {} if self.description is None else asdict(self.description)
+        return asdict(self) | {
+            "description": {key: value for key, value in said.items() if value},
+            "problems": [problem.as_dict() for problem in self.problems],
+        }
 
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:

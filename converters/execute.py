@@ -17,7 +17,7 @@ from gptoss_convert.errors import BudgetError
 STEP_BYTES = 2 << 20
 """Working memory per step; larger steps fall out of the cache without saving system calls."""
 DEFAULT_MEMORY = 192 << 20
-LEAST_MEMORY_PER_JOB = 1 << 20
+LEAST_MEMORY_PER_JOB = 256 << 10
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from gptoss_convert.converters.plan import Plan, PlannedFile
 from gptoss_convert.encodings import Array
 from gptoss_convert.errors import OutputError
 
-_CANNOT_ALLOCATE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_ALLOCATION = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+"""Errors of file systems that cannot reserve space."""
 
 
 class Outputs:
@@ -107,9 +108,7 @@ def new_files(planned: Sequence[PlannedFile]) -> Iterator[Outputs]:
         yield outputs
         outputs.sync()
         outputs.close()
-        for path in reversed(temporary):
-            with _reported(path):
-                temporary[path].replace(path)
+        _publish(temporary)
         for folder in {path.parent for path in temporary}:
             _sync_folder(folder)
     finally:
@@ -117,6 +116,26 @@ def new_files(planned: Sequence[PlannedFile]) -> Iterator[Outputs]:
         for path in temporary.values():
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+
+
+def _publish(temporary: Mapping[Path, Path]) -> None:
+    """Rename all files, the first one last. If one of several fails, older files get their names back."""
+    older: dict[Path, Path] = {}
+    try:
+        for path in reversed(list(temporary)):
+            with _reported(path):
+                if len(temporary) > 1 and path.exists():
+                    older[path] = path.with_name(f"{path.name}.older-{secrets.token_hex(4)}")
+                    path.replace(older[path])
+                temporary[path].replace(path)
+    except BaseException:
+        for path, aside in older.items():
+            with contextlib.suppress(OSError):
+                aside.replace(path)
+        raise
+    for aside in older.values():
+        with contextlib.suppress(OSError):
+            aside.unlink()
 
 
 def _create(file: PlannedFile, temporary: Path) -> None:
@@ -136,7 +155,7 @@ def _allocate(descriptor: int, nbytes: int) -> None:
             os.posix_fallocate(descriptor, 0, nbytes)
             return
         except OSError as error:
-            if error.errno in _CANNOT_ALLOCATE:
+            if error.errno not in _NO_ALLOCATION:
                 raise
     os.ftruncate(descriptor, nbytes)
 
@@ -151,17 +170,19 @@ def check_destination(plan: Plan, *, replace: bool) -> None:
     Raises:
         OutputError: a file is an input, exists without `replace`, has no folder, or does not fit on the disk.
     """
-    inputs = {path.resolve() for path in plan.inputs}
+    inputs = {_identity(path) for path in plan.inputs}
     for file in plan.files:
         with _reported(file.path):
             folder = file.path.parent
-            if not folder.is_dir():
+            if not os.path.isdir(folder):  # noqa: PTH112 - pathlib raises for some names
                 raise OutputError("output folder does not exist", file=folder, hint="create it first")
-            if file.path.is_dir():
+            if os.path.isdir(file.path):  # noqa: PTH112
                 raise OutputError("output is a folder", file=file.path, hint="give the name of a file in it")
-            if file.path.resolve() in inputs:
-                raise OutputError("output is a file of the source", file=file.path, hint="choose another name")
-            if file.path.exists() and not replace:
+            if _identity(file.path) in inputs:
+                raise OutputError("output is one of the source files", file=file.path, hint="choose another name")
+            if os.path.exists(file.path) and not os.path.isfile(file.path):  # noqa: PTH110, PTH113
+                raise OutputError("output is a device or a pipe", file=file.path, hint="give the name of a file")
+            if os.path.lexists(file.path) and not replace:
                 raise OutputError("output exists", file=file.path, hint="use --force to replace it")
     folder = plan.output.parent
     free = shutil.disk_usage(folder).free
@@ -169,6 +190,14 @@ def check_destination(plan: Plan, *, replace: bool) -> None:
         raise OutputError(
             "not enough space on the disk", file=folder, found=f"{free} bytes free", expected=f"{plan.nbytes} bytes"
         )
+
+
+def _identity(path: Path) -> Path:
+    """Return `path` with all links followed; a link that leads in a circle is its own end."""
+    try:
+        return path.resolve()
+    except RuntimeError:
+        return path.absolute()
 
 
 def _sync_folder(folder: Path) -> None:

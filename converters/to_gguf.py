@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from gptoss_convert.checkpoint import Checkpoint, Role, Tensor, inventory
 from gptoss_convert.converters.plan import Entry, Plan, PlannedFile, Transfer
 from gptoss_convert.description import Description
 from gptoss_convert.encodings import ENCODINGS, Encoding, encoding
-from gptoss_convert.errors import InputError, OptionError, UnsupportedError
+from gptoss_convert.errors import InputError, OptionError, OutputError, UnsupportedError
 from gptoss_convert.formats.gguf.configuration import configuration_metadata
 from gptoss_convert.formats.gguf.container import TYPE_NUMBERS, uint32
 from gptoss_convert.formats.gguf.description import description_metadata
@@ -70,6 +71,8 @@ def plan_gguf(
     """
     options = options or GgufOptions()
     checkpoint.require_sound()
+    if not output.name or os.path.isdir(output):  # noqa: PTH112 - which may raise for odd names
+        raise OutputError("output is a folder", file=output, hint="give the name of a file in it")
     tokenizer = tokenizer or checkpoint.tokenizer
     if tokenizer is None:
         raise InputError(
@@ -90,6 +93,7 @@ def plan_gguf(
             file_type=file_type(
                 dense=chosen["model.embed_tokens.weight"], experts=chosen["model.layers.0.mlp.experts.down_proj"]
             ),
+            path=checkpoint.path,
         ),
         "general.quantization_version": uint32(_QUANTIZATION_VERSION),
         **vocabulary_metadata(tokenizer.vocabulary(), vocab_size=config.vocab_size, path=tokenizer.path),
@@ -221,7 +225,6 @@ def _notes(
         )
     fallbacks = [choice for choice in choices if choice.note]
     if fallbacks:
-        notes.append(
-            f"{len(fallbacks)} tensors are not stored as asked: {fallbacks[0].source.name}: {fallbacks[0].note}"
-        )
+        example = f"{gguf_names(fallbacks[0].source.name)[0]}: {fallbacks[0].note}"
+        notes.append(f"{len(fallbacks)} tensors are not stored as asked: {example}")
     return tuple(notes)

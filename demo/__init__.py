@@ -12,8 +12,9 @@ from pathlib import Path
 from gptoss_convert.converters.execute import execute
 from gptoss_convert.converters.plan import Plan
 from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
+from gptoss_convert.description import Description
+from gptoss_convert.errors import OutputError
 from gptoss_convert.formats import open_checkpoint
-from gptoss_convert.formats.gguf.description import Description
 from gptoss_convert.inspection import Inspection, inspect_checkpoint
 from gptoss_convert.verify.weights import TensorComparison, compare_weights
 
@@ -36,12 +37,16 @@ def run_demo(folder: Path) -> DemoResult:
     Raises:
         OutputError: the file exists already or cannot be written.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make folder: {error.strerror}", file=folder) from error
     with as_file(files(__package__).joinpath(MODEL)) as model:
         source = open_checkpoint(model)
         options = GgufOptions(description=Description(license="apache-2.0"))
         plan = plan_gguf(source, folder / f"{MODEL}.gguf", options)
         execute(plan)
-        artifact = open_checkpoint(plan.files[-1].path)
+        artifact = open_checkpoint(plan.output)
         return DemoResult(
             source=inspect_checkpoint(source),
             plan=plan,

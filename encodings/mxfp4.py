@@ -53,7 +53,8 @@ class MXFP4(Encoding):
         rows, columns = codes.shape[0], codes.shape[1] * 2
         values: Float32 = np.take(_BYTE_VALUES, codes, axis=0).reshape(rows, -1, BLOCK)
         exponents = scales.astype(np.int32) - SCALE_BIAS
-        values = np.ldexp(values, exponents[..., None])
+        with np.errstate(over="ignore"):
+            values = np.ldexp(values, exponents[..., None])
         if (scales > LARGEST_EXACT_SCALE).any() and not np.isfinite(values).all():
             raise EncodingError(f"scale byte {scales.max()} with a code beyond the largest float32 number")
         return values.reshape(rows, columns)

@@ -27,5 +27,5 @@ def convert_config(raw: Mapping[str, Any], schema: type[_Schema], path: Path) ->
     """
     try:
         return msgspec.convert(raw, schema)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise InputError(f"configuration: {error}", file=path) from None

@@ -20,6 +20,7 @@ from gptoss_convert.errors import InputError
 
 LONGEST_TEXT = 10_000
 LONGEST_LIST = 1_000
+LARGEST_SETTING = 1 << 31
 
 _APACHE_TITLE = b"Apache License"
 _APACHE_VERSION = b"Version 2.0, January 2004"
@@ -151,8 +152,12 @@ def _sampling(assets: Assets) -> dict[str, float | int | str]:
     settings = assets.read_json_object(GENERATION_CONFIG) or {}
     found: dict[str, float | int | str] = {}
     for name, keys in _SAMPLING.items():
-        value: Any = next((settings[key] for key in keys if key in settings), None)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        value: Any = next((settings[key] for key in keys if settings.get(key) is not None), None)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_SETTING
         if number or (name == "sequence" and _is_text(value)):
             found[name] = value
+        elif value is not None:
+            raise InputError(
+                f"generation settings: {name} is not usable", file=assets.path(GENERATION_CONFIG), found=repr(value)
+            )
     return found

@@ -192,7 +192,7 @@ def _split_qkv(prefix: str, kind: str, fused: StoredTensor, config: ModelConfig)
             file=fused.file.path,
             tensor=fused.name,
             found=f"shape {list(fused.shape)}",
-            expected=f"{sum(sizes.values())} in the first dimension",
+            expected=[sum(sizes.values()), *fused.shape[1:]],
         )
     first = 0
     for letter, size in sizes.items():

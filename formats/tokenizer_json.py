@@ -131,12 +131,13 @@ class HuggingFaceTokenizer:
             raise InputError(f"damaged tokenizer: merges: {error}", file=self.path) from None
         if pairs is None:
             try:
-                return msgspec.json.decode(raw, type=list[str])
+                merges = msgspec.json.decode(raw, type=list[str])
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise InputError(f"damaged tokenizer: merges: {error}", file=self.path) from None
-        merges = list(map(" ".join, pairs))
-        if "\n".join(merges).count(" ") != len(merges):
-            raise InputError("a merge has a space in it, which byte-level BPE cannot have", file=self.path)
+        else:
+            merges = list(map(" ".join, pairs))
+        if any(merge.count(" ") != 1 for merge in merges):
+            raise InputError("a merge is not two tokens of byte-level BPE", file=self.path)
         return merges
 
     def _pattern(self, pre_tokenizer: dict[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""Hypothesis profiles: `quick` repeats the same few examples, `thorough` (`--hypothesis-profile`) seeks new ones."""
+"""Hypothesis profiles: `quick` repeats the same examples, `thorough` (`--hypothesis-profile`) seeks new ones."""
 
 from hypothesis import HealthCheck, settings
 
@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 settings.register_profile(
-    "quick", max_examples=40, derandomize=True, database=None, deadline=None, suppress_health_check=SUPPRESSED
+    "quick", max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=SUPPRESSED
 )
 settings.register_profile("thorough", max_examples=2000, deadline=None, suppress_health_check=SUPPRESSED)
 settings.load_profile("quick")

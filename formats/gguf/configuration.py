@@ -27,12 +27,13 @@ from gptoss_convert.errors import InputError, UnsupportedError
 from gptoss_convert.formats.gguf.container import StringArray, Value, ValueType, float32, string, uint32
 
 ARCHITECTURE = "gpt-oss"
+LARGEST_NUMBER = 1e30
 SWIGLU_LIMIT = 7.0
 """The only limit that llama.cpp computes with (`llm_graph_context::build_moe_ffn`)."""
 
 
-def configuration_metadata(config: ModelConfig, *, file_type: int) -> dict[str, Value]:
-    """Return the metadata that describes `config`.
+def configuration_metadata(config: ModelConfig, *, file_type: int, path: Path) -> dict[str, Value]:
+    """Return the metadata that describes `config`; `path` is the file to name in errors.
 
     Raises:
         UnsupportedError: llama.cpp cannot compute this variant of the model.
@@ -143,7 +144,7 @@ class _Keys:
 
     def number(self, key: str, *, default: float | None = None) -> float:
         value = self._scalar(key, (int, float), default)
-        if not 0 < value < float("inf"):
+        if not 0 < value < LARGEST_NUMBER:
             raise self._error("metadata value is out of range", key, value, "a positive number")
         # float32 stands for the decimal number that was written, such as 1e-05.
         return float(np.format_float_positional(np.float32(value), unique=True))

@@ -67,7 +67,7 @@ def description_metadata(said: Description, config: ModelConfig) -> dict[str, Va
             metadata[f"general.sampling.{name}"] = Value(kind, said.sampling[name])
     texts = {name: getattr(said, name) for name in _TEXT_KEYS}
     texts["size_label"] = said.size_label or size_label(config)
-    metadata |= {key: string(texts[name]) for name, key in _TEXT_KEYS.items() if texts[name]}
+    metadata |= {key: string(_utf8(texts[name])) for name, key in _TEXT_KEYS.items() if texts[name]}
     for name, prefix in _REFERENCE_KEYS.items():
         references: tuple[Reference, ...] = getattr(said, name)
         if references:
@@ -78,8 +78,13 @@ def description_metadata(said: Description, config: ModelConfig) -> dict[str, Va
                     metadata[f"{prefix}.{index}.{item.name}"] = string(text)
     metadata |= {key: strings(getattr(said, name)) for name, key in _LIST_KEYS.items() if getattr(said, name)}
     if said.source_revision:
-        metadata[REVISION_KEY] = string(said.source_revision)
+        metadata[REVISION_KEY] = string(_utf8(said.source_revision))
     return metadata
+
+
+def _utf8(text: str) -> str:
+    """Return `text` as it can be stored: names of files and arguments may hold bytes that are no characters."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def parse_description(metadata: Mapping[str, Value]) -> Description:

@@ -79,7 +79,7 @@ def test_split_files_hold_the_converters_tensors(tmp_path: Path) -> None:
     whole = theirs(checkpoint, "auto")
     parts = sorted(tmp_path.glob("ours-*.gguf"))
     assert parts[0] == first
-    found = {}
+    found: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
     for number, part in enumerate(parts):
         found |= gguf_files.tensors(part)
         keys = {key: value for key, (_, value) in gguf_files.metadata(part).items() if key.startswith("split.")}

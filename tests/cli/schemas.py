@@ -1,0 +1,54 @@
+"""Keys and types of the JSON documents that the command line prints."""
+
+from typing import Any
+
+CONFIG = {
+    "num_hidden_layers": "int", "hidden_size": "int", "intermediate_size": "int", "num_local_experts": "int",
+    "num_experts_per_tok": "int", "num_attention_heads": "int", "num_key_value_heads": "int", "head_dim": "int",
+    "vocab_size": "int", "max_position_embeddings": "int", "sliding_window": "int", "layer_types": ["str"],
+    "rope": {
+        "theta": "float", "factor": "float", "beta_fast": "float", "beta_slow": "float",
+        "original_context_length": "int", "truncate": "bool",
+    },
+    "rms_norm_eps": "float", "swiglu_limit": "float",
+}  # fmt: skip
+INSPECTION = {
+    "path": "str", "format": "str", "title": "str", "files": "int", "config": CONFIG, "parameters": "int",
+    "active_parameters": "int",
+    "groups": [{"role": "str", "encoding": "str", "tensors": "int", "parameters": "int", "nbytes": "int"}],
+    "nbytes": "int",
+    "tokenizer": {
+        "tokens": "int", "padding_rows": "int", "merges": "int", "control_tokens": "int",
+        "special": {"bos": "str", "eos": "str", "pad": "str"}, "chat_templates": {"default": "str"},
+    },
+    "description": {"name": "str"}, "details": {}, "problems": [],
+}  # fmt: skip
+PROBLEM = {
+    "error": "str", "what": "str", "file": "str", "tensor": "str", "found": "NoneType", "expected": "str",
+    "hint": "NoneType", "exit_code": "int",
+}  # fmt: skip
+PLAN = {
+    "source": "str", "source_format": "str", "format": "str", "loss": "str", "nbytes": "int",
+    "files": [{"path": "str", "nbytes": "int"}],
+    "tensors": [
+        {
+            "name": "str", "shape": ["int"], "encoding": "str", "file": "int", "offset": "int", "nbytes": "int",
+            "source": "str", "source_encoding": "str", "loss": "str", "note": "NoneType",
+        }
+    ],
+    "notes": ["str"],
+}  # fmt: skip
+COMPARISON = {
+    "name": "str", "reference": "str", "artifact": "str", "expected": "str", "found": "str", "values": "int",
+    "different": "int", "largest_error": "float", "signal_to_noise": "NoneType",
+    "least_signal_to_noise": "float", "passed": "bool",
+}  # fmt: skip
+
+
+def schema(value: Any) -> Any:
+    """Return keys and type names; a list is described by its first item."""
+    if isinstance(value, dict):
+        return {key: schema(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [schema(item) for item in value[:1]]
+    return type(value).__name__
