@@ -17,6 +17,22 @@ GENERATION_CONFIG = "generation_config.json"
 MODEL_CARD = "README.md"
 LICENSE = "LICENSE"
 
+KNOWN = (
+    CONFIG,
+    TOKENIZER_JSON,
+    TOKENIZER_CONFIG,
+    CHAT_TEMPLATE,
+    GENERATION_CONFIG,
+    MODEL_CARD,
+    LICENSE,
+    "NOTICE",
+    "USAGE_POLICY",
+    "special_tokens_map.json",
+    "model.safetensors.index.json",
+    "dtypes.json",
+)
+"""Names of files beside the weights."""
+
 LARGEST_TEXT = 16 << 20
 """No text file beside a model is larger than this many bytes; the real tokenizer has its own bound."""
 LARGEST_TOKENIZER = 256 << 20
@@ -36,10 +52,9 @@ class Assets:
         return path if path.is_file() else None
 
     def paths(self) -> tuple[Path, ...]:
-        """Return the paths of all files in the folder, which an output must not replace."""
-        if self.folder is None:
-            return ()
-        return tuple(path for path in self.folder.iterdir() if path.is_file())
+        """Return the paths of the known files that the folder has, which an output must not replace."""
+        found = map(self.path, KNOWN)
+        return tuple(path for path in found if path is not None)
 
     def read(self, name: str, *, largest: int = LARGEST_TEXT) -> bytes | None:
         """Return the bytes of asset `name`, or None if there is no such file.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from gptoss_convert.checkpoint import FileWriter
@@ -97,10 +97,11 @@ def execute(
 def tasks(plan: Plan, resources: Resources) -> Iterator[Task]:
     """Yield tasks that together do all of `plan`, each within the memory of one job where a single row is."""
     for transfer in plan.transfers:
-        step = max(min(STEP_BYTES, resources.memory_per_job) // transfer.working_bytes_per_row, 1)
+        reading, working = transfer.reading_bytes_per_row, transfer.working_bytes_per_row
+        step = max(min(STEP_BYTES, resources.memory_per_job) // working, 1)
         group = transfer.row_group
         rows = -(-step // group) * group
-        most = max(resources.memory_per_job // transfer.reading_bytes_per_row, 1)
+        most = max((resources.memory_per_job - step * (working - reading)) // reading, 1)
         if rows > most:
             rows = most - most % group if most >= group else most
         for start in range(0, transfer.source.rows, rows):
@@ -124,8 +125,10 @@ def _run(executor: Executor, plan: Plan, resources: Resources, writer: FileWrite
     pending: deque[tuple[Task, Future[int]]] = deque()
 
     def finish_oldest() -> None:
-        task, future = pending.popleft()
-        progress(task.transfer.source.name, future.result())
+        task, future = pending[0]
+        nbytes = future.result()
+        pending.popleft()
+        progress(task.transfer.source.name, nbytes)
 
     try:
         for task in tasks(plan, resources):
@@ -135,5 +138,4 @@ def _run(executor: Executor, plan: Plan, resources: Resources, writer: FileWrite
         while pending:
             finish_oldest()
     finally:
-        for _, future in pending:
-            future.cancel()
+        wait([future for _, future in pending if not future.cancel()])  # none may write to files that are closed

@@ -20,6 +20,8 @@ from gptoss_convert.errors import OutputError
 
 _NO_ALLOCATION = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 """Errors of file systems that cannot reserve space."""
+_LONGEST_STEM = 200
+"""Characters of a name that its temporary name keeps, so that the suffix fits too."""
 
 
 class Outputs:
@@ -36,6 +38,10 @@ class Outputs:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Outputs, (self._temporary,)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OutputError):  # each task brings a copy of its own to another process
+            self.close()
 
     def write(self, path: Path, data: bytes | Array, offset: int) -> None:
         """Write contiguous `data` at `offset` of the file whose final name is `path`.
@@ -58,10 +64,12 @@ class Outputs:
                 os.fsync(self._descriptor(path))
 
     def close(self) -> None:
-        """Close the files; they keep their temporary names."""
-        with self._lock:
+        """Close the files, all of them even if one fails; they keep their temporary names."""
+        with self._lock, contextlib.ExitStack() as closing:
             while self._descriptors:
-                os.close(self._descriptors.popitem()[1])
+                path, descriptor = self._descriptors.popitem()
+                closing.enter_context(_reported(path))
+                closing.callback(os.close, descriptor)
 
     def _descriptor(self, path: Path) -> int:
         with self._lock:
@@ -98,7 +106,8 @@ def new_files(planned: Sequence[PlannedFile]) -> Iterator[Outputs]:
         OutputError: a file cannot be created, written or renamed.
     """
     temporary = {
-        file.path: file.path.with_name(f"{file.path.name}.partial-{secrets.token_hex(4)}") for file in planned
+        file.path: file.path.with_name(f"{file.path.name[:_LONGEST_STEM]}.partial-{secrets.token_hex(4)}")
+        for file in planned
     }
     outputs = Outputs(temporary)
     try:
@@ -112,26 +121,33 @@ def new_files(planned: Sequence[PlannedFile]) -> Iterator[Outputs]:
         for folder in {path.parent for path in temporary}:
             _sync_folder(folder)
     finally:
-        outputs.close()
+        with contextlib.suppress(OutputError):  # the first error counts
+            outputs.close()
         for path in temporary.values():
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 
 
 def _publish(temporary: Mapping[Path, Path]) -> None:
-    """Rename all files, the first one last. If one of several fails, older files get their names back."""
+    """Rename all files, the first one last. If one of several fails, every name is again what it was."""
     older: dict[Path, Path] = {}
+    published: list[Path] = []
     try:
         for path in reversed(list(temporary)):
             with _reported(path):
-                if len(temporary) > 1 and path.exists():
-                    older[path] = path.with_name(f"{path.name}.older-{secrets.token_hex(4)}")
+                if len(temporary) > 1 and os.path.lexists(path):
+                    older[path] = path.with_name(f"{path.name[:_LONGEST_STEM]}.older-{secrets.token_hex(4)}")
                     path.replace(older[path])
                 temporary[path].replace(path)
+                published.append(path)
     except BaseException:
-        for path, aside in older.items():
-            with contextlib.suppress(OSError):
-                aside.replace(path)
+        if len(published) < len(temporary):
+            for path in published:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            for path, aside in older.items():
+                with contextlib.suppress(OSError):
+                    aside.replace(path)
         raise
     for aside in older.values():
         with contextlib.suppress(OSError):
@@ -182,7 +198,7 @@ def check_destination(plan: Plan, *, replace: bool) -> None:
                 raise OutputError("output is one of the source files", file=file.path, hint="choose another name")
             if os.path.exists(file.path) and not os.path.isfile(file.path):  # noqa: PTH110, PTH113
                 raise OutputError("output is a device or a pipe", file=file.path, hint="give the name of a file")
-            if os.path.lexists(file.path) and not replace:
+            if _exists(file.path) and not replace:
                 raise OutputError("output exists", file=file.path, hint="use --force to replace it")
     folder = plan.output.parent
     free = shutil.disk_usage(folder).free
@@ -190,6 +206,15 @@ def check_destination(plan: Plan, *, replace: bool) -> None:
         raise OutputError(
             "not enough space on the disk", file=folder, found=f"{free} bytes free", expected=f"{plan.nbytes} bytes"
         )
+
+
+def _exists(path: Path) -> bool:
+    """Return whether something has the name `path`, be it a broken link; a name that cannot be is an `OSError`."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _identity(path: Path) -> Path:

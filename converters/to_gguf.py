@@ -152,17 +152,12 @@ def _choose_encodings(checkpoint: Checkpoint, options: GgufOptions) -> list[_Cho
 
 def _encoding_for(tensor: Tensor, role: Role, options: GgufOptions) -> tuple[Encoding, str | None]:
     """Return the encoding of a tensor, and why it is another one than asked for."""
-    override = _override_for(tensor, options)
-    if role in _ALWAYS_F32:
-        if override not in (None, "f32"):
-            raise OptionError(f"llama.cpp needs tensor {gguf_names(tensor.name)[0]} in f32", found=override)
-        return ENCODINGS["f32"], None
-    wanted = override or (options.experts if role is Role.EXPERTS else options.dense)
-    chosen = tensor.encoding if wanted is None else encoding(wanted)
-    if chosen.name not in TYPE_NUMBERS:
-        raise OptionError(
-            "GGUF has no such encoding", found=chosen.name, expected="one of " + ", ".join(TYPE_NUMBERS)
-        )
+    wanted = _wanted(tensor, role, options)
+    if role in _ALWAYS_F32 and wanted != "f32":
+        raise OptionError(f"llama.cpp needs tensor {gguf_names(tensor.name)[0]} in f32", found=wanted)
+    if wanted not in TYPE_NUMBERS:
+        raise OptionError("GGUF has no such encoding", found=wanted, expected="one of " + ", ".join(TYPE_NUMBERS))
+    chosen = encoding(wanted)
     if chosen.fits(tensor.columns):
         return chosen, None
     fallback = ENCODINGS[_FALLBACK[chosen.name]]
@@ -170,23 +165,25 @@ def _encoding_for(tensor: Tensor, role: Role, options: GgufOptions) -> tuple[Enc
     return fallback, reason
 
 
-def _override_for(tensor: Tensor, options: GgufOptions) -> str | None:
-    """Return the encoding that the last matching override gives to `tensor`.
+def _wanted(tensor: Tensor, role: Role, options: GgufOptions) -> str:
+    """Return the name of the encoding that the options ask for: by override, then by role, then as in the source.
 
     Raises:
         OptionError: overrides give the two halves of a tensor different encodings.
     """
+    by_role = "f32" if role in _ALWAYS_F32 else options.experts if role is Role.EXPERTS else options.dense
+    default = tensor.encoding.name if by_role is None else by_role
     names = gguf_names(tensor.name)
-    found = {
-        next((kind for pattern, kind in reversed(options.overrides) if fnmatch.fnmatchcase(name, pattern)), None)
+    wanted = {
+        next((kind for pattern, kind in reversed(options.overrides) if fnmatch.fnmatchcase(name, pattern)), default)
         for name in names
     }
-    if len(found) > 1:
+    if len(wanted) > 1:
         raise OptionError(
             f"{' and '.join(names)} are halves of one tensor and need the same encoding",
             hint=f"use a pattern that matches both, such as {names[0].replace('gate', '*')}",
         )
-    return found.pop()
+    return wanted.pop()
 
 
 def _planned_files(layout: GgufLayout, choices: Sequence[_Choice]) -> tuple[PlannedFile, ...]:

@@ -19,9 +19,11 @@ from gptoss_convert.encodings.base import Chunk, Encoding, EncodingError, Float3
 BLOCK = 32
 SCALE_BIAS = 127
 SCALE_NAN = 255
-LARGEST_SCALE = 254
 LARGEST_EXACT_SCALE = 252
-"""Up to this scale byte every code is a finite float32 (and bfloat16): 6 * 2**125 < 2**128."""
+"""Up to this scale byte every code is a finite float32 (and bfloat16): 6 * 2**125 < 2**128.
+
+Larger ones add nothing: the largest value that they can mean in float32 is 6 * 2**125 too.
+"""
 
 MAGNITUDES = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], np.float32)
 CODE_VALUES = np.concatenate([MAGNITUDES, -MAGNITUDES])
@@ -51,7 +53,7 @@ class MXFP4(Encoding):
         codes, scales = chunk
         self.check(chunk)
         rows, columns = codes.shape[0], codes.shape[1] * 2
-        values: Float32 = np.take(_BYTE_VALUES, codes, axis=0).reshape(rows, -1, BLOCK)
+        values: Float32 = np.take(_BYTE_VALUES, codes, axis=0).reshape(rows, columns // BLOCK, BLOCK)
         exponents = scales.astype(np.int32) - SCALE_BIAS
         with np.errstate(over="ignore"):
             values = np.ldexp(values, exponents[..., None])
@@ -76,14 +78,14 @@ class MXFP4(Encoding):
         mantissa_exponent = np.frexp(largest)[1]  # largest = m * 2**e with m in [0.5, 1)
         floor_scale = np.where(largest > 0, mantissa_exponent - 1 - EMAX_ELEMENT + SCALE_BIAS, 0)
         candidates = [
-            np.clip(floor_scale + step, 0, LARGEST_SCALE).astype(np.uint8) * (largest > 0) for step in (0, 1)
+            np.clip(floor_scale + step, 0, LARGEST_EXACT_SCALE).astype(np.uint8) * (largest > 0) for step in (0, 1)
         ]
         codes, errors = zip(*(_round_to_codes(blocks, scales) for scales in candidates), strict=True)
         larger_wins = errors[1] < errors[0]
         best_codes = np.where(larger_wins[..., None], codes[1], codes[0])
         best_scales = np.where(larger_wins, candidates[1], candidates[0])
         packed = best_codes[..., 0::2] | (best_codes[..., 1::2] << 4)
-        return packed.reshape(values.shape[0], -1), best_scales
+        return packed.reshape(values.shape[0], values.shape[1] // 2), best_scales
 
 
 def _round_to_codes(blocks: Float32, scales: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:

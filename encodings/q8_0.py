@@ -26,7 +26,7 @@ class Q8_0(Encoding):  # noqa: N801 - ggml's name for it
     def decode(self, chunk: Chunk) -> Float32:
         """Return `code * scale` as float32 `[rows, columns]`, exactly."""
         codes, scales = chunk
-        blocks = codes.reshape(codes.shape[0], -1, BLOCK).astype(np.float32)
+        blocks = codes.reshape(codes.shape[0], codes.shape[1] // BLOCK, BLOCK).astype(np.float32)
         blocks *= scales.astype(np.float32)[..., None]
         return blocks.reshape(codes.shape)
 

@@ -39,6 +39,7 @@ _SAMPLING = {
     "mirostat_eta": ("mirostat_eta",),
 }
 """Keys of generation_config.json by GGUF's name of a setting."""
+_WHOLE_SAMPLING = {"top_k", "penalty_last_n", "mirostat"}
 
 
 def describe_folder(assets: Assets, config: Mapping[str, Any], parameters: int) -> Description:
@@ -105,23 +106,23 @@ def _read_card(assets: Assets) -> dict[str, Any]:
         raise InputError(f"model card cannot be read: {error}".replace("\n", " "), file=path) from None
     if not isinstance(card, dict):
         return {}
-    checked = {key: _checked(value) for key, value in card.items() if isinstance(key, str)}
+    stated = {key: value for key, value in card.items() if isinstance(key, str) and value is not None}
+    checked = {key: _checked(value, references=key in _REFERENCE_KEYS) for key, value in stated.items()}
     bad = [key for key, value in checked.items() if value is None and key in _KNOWN_KEYS]
     if bad:
         raise InputError("model card states something that is no text", file=path, found=f"in {bad[0]}")
     return {key: value for key, value in checked.items() if value is not None}
 
 
-def _checked(value: Any) -> Any:
-    """Return `value` if it is a text, or a list of texts or of references; None if it is anything else."""
+def _checked(value: Any, *, references: bool) -> Any:
+    """Return a text, a number as a text, or a list of texts and perhaps references; None for anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
-    if isinstance(value, str):
-        return value if _is_text(value) else None
     if isinstance(value, list) and len(value) <= LONGEST_LIST:
-        items = [_reference(item) if isinstance(item, dict) else item for item in value]
-        return items if all(_is_text(item) or (item and isinstance(item, dict)) for item in items) else None
-    return None
+        items = [_reference(item) if references and isinstance(item, dict) else item for item in value]
+        sound = all(_is_text(item) or (references and item and isinstance(item, dict)) for item in items)
+        return items if sound else None
+    return value if _is_text(value) else None
 
 
 def _is_text(value: Any) -> bool:
@@ -136,9 +137,10 @@ def _reference(entry: Mapping[Any, Any]) -> dict[str, str]:
     return {key: value for key, value in entry.items() if key in known and _is_text(value)}
 
 
+_REFERENCE_KEYS = {"base_model", "base_models", "base_model_sources", "dataset", "datasets", "dataset_sources"}
 _KNOWN_KEYS = {item.name for item in fields(Description)} | {
     f"model_{item.name}" for item in fields(Description)
-} | {"base_model", "pipeline_tag", "language"}  # fmt: skip
+} | {"pipeline_tag", "language"} | _REFERENCE_KEYS  # fmt: skip
 
 
 def _recognise_license(assets: Assets) -> str | None:
@@ -154,6 +156,9 @@ def _sampling(assets: Assets) -> dict[str, float | int | str]:
     for name, keys in _SAMPLING.items():
         value: Any = next((settings[key] for key in keys if settings.get(key) is not None), None)
         number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_SETTING
+        if number and name in _WHOLE_SAMPLING:
+            number = value == int(value)
+            value = int(value) if number else value
         if number or (name == "sequence" and _is_text(value)):
             found[name] = value
         elif value is not None:

@@ -37,6 +37,7 @@ NAME = "openai"
 TITLE = "OpenAI original safetensors"
 
 RMS_NORM_EPS = 1e-5
+LARGEST_CONTEXT = 1 << 31
 
 _RENAMED = {
     "embedding.weight": "model.embed_tokens.weight",
@@ -126,6 +127,14 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         InputError: a field is missing, of the wrong type, or contradicts another.
     """
     fields = convert_config(raw, _Config, path)
+    context_length = int(fields.initial_context_length * fields.rope_scaling_factor)
+    if context_length > LARGEST_CONTEXT:
+        raise InputError(
+            "configuration: context length is impossible",
+            file=path,
+            found=context_length,
+            expected=f"at most {LARGEST_CONTEXT}",
+        )
     config = ModelConfig(
         num_hidden_layers=fields.num_hidden_layers,
         hidden_size=fields.hidden_size,
@@ -136,7 +145,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         num_key_value_heads=fields.num_key_value_heads,
         head_dim=fields.head_dim,
         vocab_size=fields.vocab_size,
-        max_position_embeddings=int(fields.initial_context_length * fields.rope_scaling_factor),
+        max_position_embeddings=context_length,
         sliding_window=fields.sliding_window,
         layer_types=alternating_layers(fields.num_hidden_layers),
         rope=YarnRope(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ DTYPE_BYTES = {
 }  # fmt: skip
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+_WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]) *(\.|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def read_header(file: FileRef) -> dict[str, StoredTensor]:
             hint=_what_it_is(file),
         )
     header = _parse_header(file, file.read(8, length))
-    header.pop("__metadata__", None)
+    _check_metadata(file, header.pop("__metadata__", None))
     data_start = 8 + length
     tensors = {name: _stored_tensor(file, name, entry, data_start) for name, entry in header.items()}
     _check_layout(file, tensors.values(), data_start)
@@ -82,6 +84,14 @@ def _parse_header(file: FileRef, text: bytes) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise InputError("safetensors header is not a JSON object", file=file.path, found=type(header).__name__)
     return header
+
+
+def _check_metadata(file: FileRef, metadata: Any) -> None:
+    texts = metadata is None or (
+        isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
+    )
+    if not texts:
+        raise InputError("safetensors metadata are not texts by name", file=file.path)
 
 
 def _stored_tensor(file: FileRef, name: str, entry: Any, data_start: int) -> StoredTensor:
@@ -112,7 +122,7 @@ def _stored_tensor(file: FileRef, name: str, entry: Any, data_start: int) -> Sto
 
 
 def _are_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 64 for item in value)
 
 
 def _check_layout(file: FileRef, tensors: Any, data_start: int) -> None:
@@ -192,7 +202,10 @@ def _read_weight_map(index_path: Path) -> dict[str, str]:
 def is_plain_file_name(name: str) -> bool:
     """Return whether `name` can only mean a file directly in a folder, on any operating system."""
     return (
-        bool(name) and name not in (".", "..") and not any(c in '/\\:*?"<>|' or not c.isprintable() for c in name)
+        bool(name)
+        and not name.endswith((".", " "))
+        and not any(c in '/\\:*?"<>|' or not c.isprintable() for c in name)
+        and _WINDOWS_DEVICE.match(name) is None
     )
 
 

@@ -97,12 +97,15 @@ class HuggingFaceTokenizer:
     def _decode(self, data: bytes) -> _Tokenizer:
         try:
             return msgspec.json.decode(data, type=_Tokenizer)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"damaged tokenizer: {error}", file=self.path) from None
 
     def _tokens(self, tokenizer: _Tokenizer) -> tuple[list[str | None], list[TokenKind]]:
         vocab = tokenizer.model.vocab
-        added = {token.id: token for token in tokenizer.added_tokens}
+        added: dict[int, _AddedToken] = {}
+        for token in tokenizer.added_tokens:
+            if added.setdefault(token.id, token) != token:
+                raise InputError(f"token id {token.id} is used twice", file=self.path)
         ids = [*vocab.values(), *added]
         if not ids or min(ids) < 0 or max(ids) > LARGEST_ID:
             raise InputError("token ids are out of range", file=self.path, expected=f"0 to {LARGEST_ID}")
@@ -201,13 +204,16 @@ class HuggingFaceTokenizer:
                 return {"default": data.decode("utf-8")}
             except UnicodeDecodeError:
                 raise InputError("chat template is not UTF-8", file=self.assets.path(CHAT_TEMPLATE)) from None
-        named = {"default": entry}
+        pairs = [("default", entry)]
         if isinstance(entry, list):
             items = [item if isinstance(item, dict) else {} for item in entry]
-            named = {str(item.get("name")): item.get("template") for item in items}
-        if not named or not all(isinstance(text, str) and _is_utf8(name + text) for name, text in named.items()):
+            pairs = [(str(item.get("name")), item.get("template")) for item in items]
+        named = dict(pairs)
+        sound = all(isinstance(text, str) and _is_utf8(name + text) for name, text in pairs)
+        if not pairs or not sound or len(named) < len(pairs):
             raise InputError(
-                "chat_template is neither a text nor a list of named texts", file=self.assets.path(TOKENIZER_CONFIG)
+                "chat_template is neither a text nor a list of texts with different names",
+                file=self.assets.path(TOKENIZER_CONFIG),
             )
         return named
 

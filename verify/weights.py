@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptoss_convert.checkpoint import Checkpoint, Tensor
-from gptoss_convert.encodings import Array, Chunk, LossClass, loss_class
+from gptoss_convert.encodings import Array, Chunk, Float32, LossClass, loss_class
 from gptoss_convert.errors import VerificationError
 
 STEP_BYTES = 1 << 20
 """Bytes of float32 values that are compared at once."""
 LARGEST_DECIBELS = 1000.0
 """Stands for a ratio without bound, negative for noise where there should be zeros."""
+LARGEST_ERROR = 1e39
+"""Stands for the error of a number that became infinite or NaN: more than any two float32 numbers differ."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def compare_weights(reference: Checkpoint, artifact: Checkpoint) -> Iterator[Ten
         VerificationError: the artifact lacks a tensor, has one too many, or has it in another shape.
         InputError: a file is damaged.
     """
-    for name in artifact.tensors.keys() - reference.tensors.keys():
+    for name in sorted(artifact.tensors.keys() - reference.tensors.keys()):
         raise VerificationError("artifact has a tensor that the reference has not", file=artifact.path, tensor=name)
     for name, tensor in reference.tensors.items():
         other = artifact.tensors.get(name)
@@ -82,7 +84,7 @@ def compare_tensor(reference: Tensor, artifact: Tensor) -> TensorComparison:
     for expected_chunk, chunk in _pairs_of_chunks(reference, artifact):
         with reference.named_errors():
             expected = reference.encoding.decode(expected_chunk)
-        squared_signal += float(np.square(expected, dtype=np.float64).sum())
+        squared_signal += _squared(expected)
         if reference.encoding == artifact.encoding and _same_bytes(expected_chunk, chunk):
             continue
         with artifact.named_errors():
@@ -93,6 +95,7 @@ def compare_tensor(reference: Tensor, artifact: Tensor) -> TensorComparison:
         different += count
         if count:
             error = np.abs(expected[unequal].astype(np.float64) - values[unequal])
+            error = np.nan_to_num(error, nan=LARGEST_ERROR, posinf=LARGEST_ERROR)
             largest_error = max(largest_error, float(error.max()))
             squared_error += float(np.square(error).sum())
     return TensorComparison(
@@ -131,6 +134,12 @@ def _same_bytes(left: Chunk, right: Chunk) -> bool:
 def _bits(part: Array) -> Array:
     """Return the part as unsigned integers, for which zeros of different sign differ and NaN equals itself."""
     return part.view(f"u{part.dtype.itemsize}")
+
+
+def _squared(values: Float32) -> float:
+    """Return the sum of the squares of all finite values."""
+    total = float(np.square(values, dtype=np.float64).sum())
+    return total if math.isfinite(total) else _squared(values[np.isfinite(values)])
 
 
 def _decibels(signal: float, noise: float) -> float | None:

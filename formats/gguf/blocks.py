@@ -93,7 +93,7 @@ def _pack_q8_0(chunk: Chunk) -> Array:
 def _unpack_q8_0(rows: Array) -> Chunk:
     records = rows.view(_Q8_0_RECORD)
     codes = np.ascontiguousarray(records["codes"]).view("i1")
-    return codes.reshape(rows.shape[0], -1), np.ascontiguousarray(records["scale"])
+    return codes, np.ascontiguousarray(records["scale"])
 
 
 _PACKERS: dict[str, Callable[[Chunk], Array]] = {"mxfp4": _pack_mxfp4, "q8_0": _pack_q8_0}
@@ -120,5 +120,4 @@ class RecordStorage:
 
     def write(self, writer: FileWriter, start: int, chunk: Chunk) -> None:
         """Write `chunk` from row `start` on."""
-        rows = pack(self.encoding, chunk)
-        self.stored.write(writer, start, rows.reshape(-1).view(np.uint8).reshape(len(chunk[0]), -1))
+        self.stored.write(writer, start, pack(self.encoding, chunk).view(np.uint8))

@@ -85,6 +85,9 @@ def parse_configuration(metadata: Mapping[str, Value], vocab_size: int, path: Pa
     architecture = keys.text("general.architecture")
     if architecture != ARCHITECTURE:
         raise UnsupportedError("not a gpt-oss model", file=path, found=architecture, expected=ARCHITECTURE)
+    scaling = keys.text(f"{ARCHITECTURE}.rope.scaling.type")
+    if scaling != "yarn":
+        raise UnsupportedError("rotary embedding is not YaRN", file=path, found=scaling, expected="yarn")
     layers = keys.integer("block_count", largest=LARGEST_LAYER_COUNT)
     heads = keys.integer("attention.head_count")
     context = keys.integer("context_length")
@@ -101,7 +104,7 @@ def parse_configuration(metadata: Mapping[str, Value], vocab_size: int, path: Pa
         vocab_size=vocab_size,
         max_position_embeddings=context,
         sliding_window=keys.integer("attention.sliding_window"),
-        layer_types=_layer_types(metadata, layers),
+        layer_types=_layer_types(metadata, layers, path),
         rope=YarnRope(
             theta=keys.number("rope.freq_base"),
             factor=factor,
@@ -118,15 +121,19 @@ def parse_configuration(metadata: Mapping[str, Value], vocab_size: int, path: Pa
     return config
 
 
-def _layer_types(metadata: Mapping[str, Value], layers: int) -> tuple[str, ...]:
-    """Return the kind of each layer; a number n as pattern means that every n-th layer is full."""
-    entry = metadata.get(f"{ARCHITECTURE}.attention.sliding_window_pattern")
-    pattern = None if entry is None else entry.value
+def _layer_types(metadata: Mapping[str, Value], layers: int, path: Path) -> tuple[str, ...]:
+    """Return the kind of each layer; a number n as pattern means that every n-th layer is full, 0 that none is."""
+    key = f"{ARCHITECTURE}.attention.sliding_window_pattern"
+    if key not in metadata:
+        return alternating_layers(layers)
+    pattern = metadata[key].value
     if isinstance(pattern, np.ndarray):
         return tuple(SLIDING if sliding else FULL for sliding in pattern)
-    if type(pattern) is int and pattern > 0:
-        return tuple(FULL if index % pattern == pattern - 1 else SLIDING for index in range(layers))
-    return alternating_layers(layers)
+    if type(pattern) is not int or pattern < 0:
+        raise InputError(
+            f"metadata value is no pattern of layers: {key}", file=path, expected="a list of flags, or a number"
+        )
+    return tuple(FULL if pattern and index % pattern == pattern - 1 else SLIDING for index in range(layers))
 
 
 class _Keys:
@@ -144,10 +151,10 @@ class _Keys:
 
     def number(self, key: str, *, default: float | None = None) -> float:
         value = self._scalar(key, (int, float), default)
-        if not 0 < value < LARGEST_NUMBER:
+        if not 0 < value < LARGEST_NUMBER or not (single := np.float32(value)):
             raise self._error("metadata value is out of range", key, value, "a positive number")
         # float32 stands for the decimal number that was written, such as 1e-05.
-        return float(np.format_float_positional(np.float32(value), unique=True))
+        return float(np.format_float_positional(single, unique=True))
 
     def text(self, key: str) -> str:
         value = self._metadata.get(key)

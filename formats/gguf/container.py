@@ -393,9 +393,17 @@ class _Cursor:
 
     def _require(self, count: int) -> None:
         if count > self._end - self.position:
+            needed = self.position + count
+            if self._end < self.file.size:
+                raise InputError(
+                    "GGUF header is too large",
+                    file=self.file.path,
+                    found=f"{needed} bytes or more",
+                    expected=f"at most {LARGEST_HEADER}",
+                )
             raise InputError(
-                "GGUF header is truncated" if self._end == self.file.size else "GGUF header is too large",
+                "GGUF header is truncated",
                 file=self.file.path,
                 found=f"{self.file.size} bytes",
-                expected=f"at least {self.position + count}",
+                expected=f"at least {needed}",
             )

@@ -106,7 +106,11 @@ def parse_description(metadata: Mapping[str, Value]) -> Description:
         value = metadata.get(key)
         said[name] = tuple(value.value) if value is not None and isinstance(value.value, StringArray) else ()
     sampling = {name: metadata.get(f"general.sampling.{name}") for name in _SAMPLING_TYPES}
-    said["sampling"] = {name: value.value for name, value in sampling.items() if value is not None}
+    said["sampling"] = {
+        name: value.value
+        for name, value in sampling.items()
+        if value is not None and value.type is _SAMPLING_TYPES[name] and not value.is_array
+    }
     return Description(**said, source_revision=text(REVISION_KEY))
 
 

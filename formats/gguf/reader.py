@@ -77,7 +77,7 @@ def _further_shards(path: Path, metadata: Mapping[str, Value]) -> list[Path]:
             expected=f"NAME-00001-of-{count:05d}.gguf",
         )
     whole = path.with_name(match["stem"] + ".gguf")
-    if _integer(metadata, "split.no", path, default=0) != 0:
+    if _integer(metadata, "split.no", path, default=-1) != 0:
         first = split_path(whole, 0, count)
         raise InputError("not the first shard of a split model", file=path, hint=f"name {first.name} instead")
     return [split_path(whole, index, count) for index in range(1, count)]

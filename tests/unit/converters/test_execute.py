@@ -1,0 +1,426 @@
+"""Execution: the same bytes however the work is cut and whoever does it, and the right ones."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.converters import execute as execute_module
+from gptoss_convert.converters.execute import (
+    LEAST_MEMORY_PER_JOB,
+    STEP_BYTES,
+    Resources,
+    Task,
+    execute,
+    run_task,
+    tasks,
+)
+from gptoss_convert.converters.plan import Plan, Transfer
+from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
+from gptoss_convert.encodings import Array
+from gptoss_convert.errors import BudgetError, InputError, OutputError
+from gptoss_convert.formats import open_checkpoint
+from gptoss_convert.formats.gguf.names import gguf_names
+from tests.support.checkpoints import Shape, write_huggingface, write_original
+from tests.support.memory import FilesInMemory, zeros
+from tests.support.tokenizers import write_small_tokenizer
+
+SHAPE = Shape(layers=1, experts=3, experts_per_token=2)
+OPTIONS = {
+    "as it is": GgufOptions(),
+    "q8_0": GgufOptions(dense="q8_0"),
+    "f16": GgufOptions(dense="f16"),
+    "f32": GgufOptions(dense="f32", experts="f32"),
+    "split": GgufOptions(split_max_size=100_000),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    """One model in every layout, and as a GGUF file."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("mxfp4", "bf16", "openai"):
+        write_small_tokenizer(folder / name)
+    found = {
+        "mxfp4": open_checkpoint(write_huggingface(folder / "mxfp4", SHAPE, shards=3, placement="shuffled")),
+        "bf16": open_checkpoint(write_huggingface(folder / "bf16", SHAPE, experts="bf16")),
+        "openai": open_checkpoint(write_original(folder / "openai", SHAPE)),
+    }
+    execute(plan_gguf(found["mxfp4"], folder / "model.gguf"))
+    return found | {"gguf": open_checkpoint(folder / "model.gguf")}
+
+
+def contents(
+    checkpoint: Checkpoint, folder: Path, options: GgufOptions | None = None, **how: Any
+) -> dict[str, bytes]:
+    """The files that a conversion writes."""
+    folder.mkdir()
+    execute(plan_gguf(checkpoint, folder / "out.gguf", options), **how)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def numbers(path: Path) -> dict[str, Array]:
+    """The tensors of a GGUF file, as gguf-py reads them."""
+    return {
+        tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(tuple(tensor.shape[::-1]))
+        for tensor in gguf.GGUFReader(path).tensors
+    }
+
+
+def canonical_numbers(checkpoint: Checkpoint) -> dict[str, Array]:
+    """The tensors of a checkpoint under their GGUF names."""
+    found: dict[str, Array] = {}
+    for name, tensor in checkpoint.tensors.items():
+        values = tensor.encoding.decode(tensor.read(0, tensor.rows)).reshape(tensor.shape)
+        names = gguf_names(name)
+        found |= {half: values if len(names) == 1 else values[:, index::2] for index, half in enumerate(names)}
+    return found
+
+
+def assert_same_numbers(found: dict[str, Array], expected: dict[str, Array]) -> None:
+    assert found.keys() == expected.keys()
+    for name in found:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+# --- the right bytes
+
+
+@pytest.mark.parametrize(
+    ("source", "experts"),
+    [
+        ("mxfp4", None),
+        ("bf16", None),
+        ("openai", None),
+        ("gguf", None),
+        ("mxfp4", "bf16"),
+        ("mxfp4", "f32"),
+        ("bf16", "mxfp4"),  # they came from MXFP4
+    ],
+)
+def test_numbers_arrive_exactly(
+    checkpoints: dict[str, Checkpoint], tmp_path: Path, source: str, experts: str | None
+) -> None:
+    contents(checkpoints[source], tmp_path / "out", GgufOptions(experts=experts))
+    assert_same_numbers(numbers(tmp_path / "out/out.gguf"), canonical_numbers(checkpoints["mxfp4"]))
+
+
+def test_layouts_with_the_same_encodings_become_the_same_data(
+    checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    plans = [plan_gguf(checkpoints[name], tmp_path / f"{name}.gguf") for name in ("mxfp4", "openai", "gguf")]
+    for plan in plans:
+        execute(plan)
+    data = [plan.output.read_bytes()[len(plan.files[0].header) :] for plan in plans]
+    assert data[0] == data[1] == data[2]
+
+
+def test_split_files_hold_the_same_numbers(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    written = contents(checkpoints["mxfp4"], tmp_path / "out", OPTIONS["split"])
+    assert len(written) > 1
+    split = open_checkpoint(tmp_path / "out" / min(written))
+    split.require_sound()
+    assert_same_numbers(canonical_numbers(split), canonical_numbers(checkpoints["mxfp4"]))
+
+
+def test_planned_tensors_can_be_read_where_they_were_written(
+    checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    plan = plan_gguf(checkpoints["bf16"], tmp_path / "out.gguf")
+    execute(plan)
+    artifact = open_checkpoint(plan.output)
+    for transfer in plan.transfers:
+        target, found = transfer.target, artifact.tensors[transfer.target.name]
+        assert (target.shape, target.encoding) == (found.shape, found.encoding)
+        for planned, read in zip(target.read(0, target.rows), found.read(0, found.rows), strict=True):
+            np.testing.assert_array_equal(planned, read)
+
+
+# --- the same bytes however the work is cut
+
+
+@pytest.fixture(scope="module")
+def reference(
+    checkpoints: dict[str, Checkpoint], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], dict[str, bytes]]:
+    """What one thread writes in one piece per tensor."""
+    written: dict[tuple[str, str], dict[str, bytes]] = {}
+
+    def get(source: str, options: str) -> dict[str, bytes]:
+        if (source, options) not in written:
+            folder = tmp_path_factory.mktemp("reference") / "out"
+            how = {"resources": Resources(jobs=1)}
+            written[source, options] = contents(checkpoints[source], folder, OPTIONS[options], **how)
+        return written[source, options]
+
+    return get
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("source", ["mxfp4", "bf16", "gguf"])
+def test_bytes_depend_neither_on_jobs_nor_on_memory(
+    checkpoints: dict[str, Checkpoint],
+    reference: Callable[[str, str], dict[str, bytes]],
+    tmp_path: Path,
+    source: str,
+    options: str,
+) -> None:
+    for jobs in (1, 2, 3, 4):
+        for memory in (jobs * LEAST_MEMORY_PER_JOB, 192 << 20):
+            how = {"resources": Resources(jobs=jobs, memory=memory)}
+            written = contents(checkpoints[source], tmp_path / f"{jobs}-{memory}", OPTIONS[options], **how)
+            assert written == reference(source, options)
+
+
+@pytest.mark.parametrize("options", ["as it is", "split"])
+@pytest.mark.parametrize("source", ["mxfp4", "bf16", "gguf"])
+def test_processes_write_the_same_bytes(
+    checkpoints: dict[str, Checkpoint],
+    reference: Callable[[str, str], dict[str, bytes]],
+    tmp_path: Path,
+    source: str,
+    options: str,
+) -> None:
+    with ProcessPoolExecutor(2) as pool:
+        written = contents(checkpoints[source], tmp_path / "out", OPTIONS[options], executor=pool)
+    assert written == reference(source, options)
+
+
+@settings(max_examples=15)
+@pytest.mark.parametrize("name", ["gate_up_proj", "gate_up_proj_bias", "down_proj"])
+@pytest.mark.parametrize("source", ["mxfp4", "bf16", "gguf"])
+@given(data=st.data())
+def test_any_cut_writes_every_byte_once_and_the_same(
+    checkpoints: dict[str, Checkpoint], data: st.DataObject, source: str, name: str
+) -> None:
+    plan = plan_gguf(checkpoints[source], Path("out.gguf"), GgufOptions(experts="bf16"))
+    transfer = next(t for t in plan.transfers if t.source.name.endswith(name))
+    rows = transfer.source.rows
+    whole, cut = FilesInMemory(), FilesInMemory()
+    written = run_task(Task(transfer, 0, rows, rows), whole)
+    start = nbytes = 0
+    while start < rows:
+        stop = data.draw(st.integers(start + 1, rows))
+        nbytes += run_task(Task(transfer, start, stop, data.draw(st.integers(1, rows))), cut)
+        start = stop
+    runs = whole.runs()
+    assert cut.runs() == runs
+    assert (
+        nbytes
+        == written
+        == transfer.target.nbytes
+        == sum(len(run) for file in runs.values() for run in file.values())
+    )
+
+
+# --- tasks
+
+
+def transfer_of(rows: int, columns: int, row_group: int, source: str, target: str) -> Transfer:
+    return Transfer(
+        zeros("t", (rows, columns), source, row_group=row_group), zeros("t", (rows, columns), target, row_group=1)
+    )
+
+
+@given(
+    rows=st.integers(1, 20_000),
+    columns=st.integers(1, 2000).map(lambda blocks: 32 * blocks),
+    row_group=st.integers(1, 6000),
+    source=st.sampled_from(["mxfp4", "bf16"]),
+    target=st.sampled_from(["mxfp4", "bf16"]),
+    jobs=st.integers(1, 8),
+    memory=st.integers(LEAST_MEMORY_PER_JOB, 64 << 20),
+)
+def test_tasks_cover_all_rows_once_and_keep_within_memory(
+    rows: int, columns: int, row_group: int, source: str, target: str, jobs: int, memory: int
+) -> None:
+    transfer = transfer_of(rows, columns, row_group, source, target)
+    plan = Plan(source=Path(), source_format="", inputs=(), format="", files=(), transfers=(transfer,) * 2)
+    resources = Resources(jobs=jobs, memory=jobs * memory)
+    found = list(tasks(plan, resources))
+    assert found == 2 * found[: len(found) // 2]
+    end = 0
+    for task in found[: len(found) // 2]:
+        assert task.transfer is transfer
+        assert task.start == end
+        assert task.stop > task.start
+        end = task.stop
+        height = task.stop - task.start
+        step = min(task.step, height)
+        converting = step * (transfer.working_bytes_per_row - transfer.reading_bytes_per_row)
+        assert height == 1 or height * transfer.reading_bytes_per_row + converting <= memory
+        assert step == 1 or step * transfer.working_bytes_per_row <= STEP_BYTES
+    assert end == rows
+
+
+@given(row_group=st.integers(1, 100), rows=st.integers(1, 5000))
+def test_tasks_keep_groups_that_fit_together(row_group: int, rows: int) -> None:
+    transfer = transfer_of(rows, 64, row_group, "bf16", "bf16")
+    plan = Plan(source=Path(), source_format="", inputs=(), format="", files=(), transfers=(transfer,))
+    assert all(task.start % row_group == 0 for task in tasks(plan, Resources(jobs=1)))
+
+
+def test_small_tensors_are_moved_in_one_piece(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    for checkpoint in checkpoints.values():
+        plan = plan_gguf(checkpoint, tmp_path / "out.gguf")
+        assert len(list(tasks(plan, Resources()))) <= SHAPE.experts * len(checkpoint.tensors)
+
+
+def test_memory_is_shared_by_the_jobs() -> None:
+    assert Resources(jobs=4, memory=400).memory_per_job == 100
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_too_little_memory_is_refused_before_anything_is_written(
+    checkpoints: dict[str, Checkpoint], tmp_path: Path, jobs: int
+) -> None:
+    plan = plan_gguf(checkpoints["mxfp4"], tmp_path / "out.gguf")
+    least = jobs * LEAST_MEMORY_PER_JOB
+    with pytest.raises(BudgetError, match=f"too little memory for {jobs} jobs.*expected at least {least}"):
+        execute(plan, resources=Resources(jobs=jobs, memory=least - 1))
+    assert_nothing_written(tmp_path)
+
+
+# --- what the caller is told
+
+
+def test_progress_adds_up_to_all_bytes(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    plan = plan_gguf(checkpoints["mxfp4"], tmp_path / "out.gguf")
+    written: dict[str, int] = {}
+
+    def remember(name: str, nbytes: int) -> None:
+        assert threading.current_thread() is threading.main_thread()
+        written[name] = written.get(name, 0) + nbytes
+
+    execute(plan, resources=Resources(jobs=3, memory=3 * LEAST_MEMORY_PER_JOB), progress=remember)
+    assert written == {transfer.source.name: transfer.target.nbytes for transfer in plan.transfers}
+    assert sum(written.values()) == plan.data_nbytes
+
+
+# --- failures
+
+
+def assert_nothing_written(folder: Path) -> None:
+    assert [path.name for path in folder.iterdir() if "out" in path.name] == []
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """A plan for a folder of its own, whose files may be damaged."""
+    write_small_tokenizer(tmp_path)
+    return plan_gguf(open_checkpoint(write_huggingface(tmp_path, SHAPE)), tmp_path / "out.gguf")
+
+
+def test_existing_output_is_refused(plan: Plan) -> None:
+    plan.output.write_bytes(b"old")
+    with pytest.raises(OutputError, match="output exists"):
+        execute(plan)
+    assert plan.output.read_bytes() == b"old"
+    execute(plan, replace=True)
+    assert plan.output.stat().st_size == plan.nbytes
+
+
+def test_source_that_became_shorter_is_an_error(plan: Plan, tmp_path: Path) -> None:
+    source = tmp_path / "model.safetensors"
+    os.truncate(source, source.stat().st_size // 2)
+    with pytest.raises(InputError, match="became shorter"):
+        execute(plan)
+    assert_nothing_written(tmp_path)
+
+
+def overwrite_scale(plan: Plan, scale: int) -> None:
+    """Set every byte of the first scales of the down projection."""
+    transfer = next(t for t in plan.transfers if t.source.name.endswith("down_proj"))
+    storage: Any = transfer.source.storage
+    part = storage.parts[1]
+    status = part.file.path.stat()
+    with part.file.path.open("r+b") as file:
+        file.seek(part.offset)
+        file.write(bytes([scale]) * part.items)
+    os.utime(part.file.path, ns=(status.st_atime_ns, status.st_mtime_ns))  # it was so from the beginning
+
+
+@pytest.mark.parametrize("pool", [None, ThreadPoolExecutor, ProcessPoolExecutor])
+def test_scale_that_is_no_number_is_an_error_that_names_the_tensor(plan: Plan, tmp_path: Path, pool: Any) -> None:
+    overwrite_scale(plan, 255)
+    executor = pool and pool(2)
+    with pytest.raises(InputError, match=r"255.*model\.layers\.0\.mlp\.experts\.down_proj") as caught:
+        execute(plan, executor=executor)
+    assert caught.value.file == str(tmp_path / "model.safetensors")
+    assert_nothing_written(tmp_path)
+    if executor:
+        executor.shutdown()
+
+
+@pytest.mark.parametrize("experts", ["f16", "q8_0"])
+def test_number_that_the_target_cannot_hold_is_an_error_that_names_the_tensor(tmp_path: Path, experts: str) -> None:
+    write_small_tokenizer(tmp_path)
+    checkpoint = open_checkpoint(write_huggingface(tmp_path, SHAPE, edge_blocks=False))
+    plan = plan_gguf(checkpoint, tmp_path / "out.gguf", GgufOptions(experts=experts))
+    overwrite_scale(plan, 250)
+    with pytest.raises(InputError, match=r"exceeds the largest.*experts\.down_proj"):
+        execute(plan)
+    assert_nothing_written(tmp_path)
+
+
+def test_failed_write_is_an_error_of_ours(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite, calls = os.pwrite, iter(range(10**6))
+
+    def sometimes(descriptor: int, data: memoryview, offset: int) -> int:
+        if next(calls) == 20:
+            raise OSError(28, "No space left on device")
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", sometimes)
+    with pytest.raises(OutputError, match="No space left on device"):
+        execute(plan, resources=Resources(jobs=2))
+    assert_nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_interruption_leaves_nothing(plan: Plan, tmp_path: Path, error: type[BaseException]) -> None:
+    def stop(*_: object) -> None:
+        raise error
+
+    with pytest.raises(error):
+        execute(plan, progress=stop)
+    assert_nothing_written(tmp_path)
+
+
+def test_no_task_runs_on_after_an_interruption(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended = [], []
+
+    def slow(task: Task, writer: Any) -> int:
+        begun.append(task)
+        time.sleep(0.02 * len(begun))
+        ended.append(task)
+        return run_task(task, writer)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(execute_module, "run_task", slow)
+    with ThreadPoolExecutor(4) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            execute(plan, executor=pool, resources=Resources(jobs=4), progress=stop)
+        assert len(begun) == len(ended)
+    assert len(begun) < len(list(tasks(plan, Resources(jobs=4))))
+    assert_nothing_written(tmp_path)
+
+
+def test_plan_that_names_other_files_is_checked_before_anything_is_written(plan: Plan, tmp_path: Path) -> None:
+    file = replace(plan.files[0], path=plan.transfers[0].source.file)
+    with pytest.raises(OutputError, match="source files"):
+        execute(replace(plan, files=(file,)), replace=True)
+    assert_nothing_written(tmp_path)

@@ -1,0 +1,374 @@
+"""Output files: complete under their final name, or not there at all."""
+
+import errno
+import itertools
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptoss_convert.converters.output import check_destination, new_files
+from gptoss_convert.converters.plan import Plan, PlannedFile
+from gptoss_convert.errors import OutputError
+
+CONTENT = b"header" + bytes(range(10))
+
+
+def planned(folder: Path, *names: str) -> list[PlannedFile]:
+    return [PlannedFile(folder / name, len(CONTENT), b"header", ()) for name in names]
+
+
+def empty(folder: Path, nbytes: int) -> list[PlannedFile]:
+    """A file without header."""
+    return [PlannedFile(folder / "a", nbytes, b"", ())]
+
+
+def write(files: list[PlannedFile]) -> None:
+    with new_files(files) as outputs:
+        for file in files:
+            outputs.write(file.path, CONTENT[6:], 6)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "out"
+    path.mkdir()
+    return path
+
+
+# --- success
+
+
+def test_files_appear_with_their_contents(folder: Path) -> None:
+    write(planned(folder, "b", "a"))
+    assert names(folder) == ["a", "b"]
+    assert {path.read_bytes() for path in folder.iterdir()} == {CONTENT}
+
+
+def test_nothing_appears_before_the_end(folder: Path) -> None:
+    with new_files(planned(folder, "a")):
+        (partial,) = names(folder)
+        assert partial.startswith("a.partial-")
+
+
+def test_existing_files_stay_until_the_end(folder: Path) -> None:
+    for name in ("a", "b"):
+        (folder / name).write_bytes(b"old")
+    files = planned(folder, "a", "b")
+    with new_files(files) as outputs:
+        for file in files:
+            outputs.write(file.path, CONTENT[6:], 6)
+            assert file.path.read_bytes() == b"old"
+    assert contents(folder) == {"a": CONTENT, "b": CONTENT}
+
+
+def test_first_file_is_published_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = []
+    replace = os.replace
+
+    def remember(source: Any, target: Any) -> None:
+        published.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", remember)
+    write(planned(folder, "c", "a", "b"))
+    assert published == ["b", "a", "c"]
+
+
+def test_file_has_its_size_from_the_start(folder: Path) -> None:
+    with new_files(empty(folder, 12345)):
+        assert [path.stat().st_size for path in folder.iterdir()] == [12345]
+
+
+def test_empty_file_is_published(folder: Path) -> None:
+    with new_files(empty(folder, 0)):
+        pass
+    assert (folder / "a").read_bytes() == b""
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o000, 0o666), (0o027, 0o640)])
+def test_mode_follows_the_umask(folder: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write(planned(folder, "a"))
+    finally:
+        os.umask(before)
+    assert (folder / "a").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2", "<f4", [("scale", "u1"), ("codes", "V16")]])
+def test_arrays_are_written_as_their_bytes(folder: Path, dtype: Any) -> None:
+    array = np.frombuffer(bytes(range(136)), np.dtype(dtype)).reshape(2, -1)
+    with new_files(empty(folder, 138)) as outputs:
+        outputs.write(folder / "a", array, 2)
+        outputs.write(folder / "a", array[:0], 138)
+    assert (folder / "a").read_bytes() == b"\0\0" + bytes(range(136))
+
+
+@pytest.mark.parametrize("function", ["pwrite", "lseek and write"])
+def test_threads_write_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+    if function != "pwrite":
+        monkeypatch.delattr(os, "pwrite")
+    pieces = [bytes([index]) * 100 for index in range(200)]
+    with new_files(empty(folder, 20_000)) as outputs, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda index: outputs.write(folder / "a", pieces[index], 100 * index), range(200)))
+    assert (folder / "a").read_bytes() == b"".join(pieces)
+
+
+def test_copies_in_other_processes_write_to_the_same_files_and_leave_none_open(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: set[int] = set()
+    system_open, system_close = os.open, os.close
+
+    def remember(*arguments: Any) -> int:
+        opened.add(descriptor := system_open(*arguments))
+        return descriptor
+
+    def forget(descriptor: int) -> None:
+        opened.discard(descriptor)
+        system_close(descriptor)
+
+    monkeypatch.setattr(os, "open", remember)
+    monkeypatch.setattr(os, "close", forget)
+    files = planned(folder, "a", "b")
+    with new_files(files) as outputs:
+        for file, index in itertools.product(files, range(6, len(CONTENT))):
+            pickle.loads(pickle.dumps(outputs)).write(file.path, CONTENT[index : index + 1], index)
+            assert len(opened) <= len(files)
+    assert contents(folder) == {"a": CONTENT, "b": CONTENT}
+    assert opened == set()
+
+
+def test_short_writes_are_continued(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, offset: whole(descriptor, data[:3], offset))
+    write(planned(folder, "a"))
+    assert (folder / "a").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("missing", ["posix_fallocate", "posix_fadvise"])
+def test_systems_without_a_function_do_without(folder: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.delattr(os, missing)
+    write(planned(folder, "a"))
+    assert (folder / "a").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_file_system_that_cannot_reserve_space_does_without(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", failing(code))
+    write(planned(folder, "a"))
+    assert (folder / "a").read_bytes() == CONTENT
+
+
+def test_refused_advice_does_no_harm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "posix_fadvise", failing(errno.EINVAL))
+    write(planned(folder, "a"))
+    assert (folder / "a").read_bytes() == CONTENT
+
+
+# --- failure
+
+
+def failing(code: int) -> Any:
+    """A function of the operating system that fails."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+class Fault:
+    """Stands in for a function of `os`: before call number `number` (from 1), or never, it raises an error."""
+
+    def __init__(self, function: Callable[..., Any], number: int = 0, error: BaseException | None = None) -> None:
+        self.function = function
+        self.number = number
+        self.error = error
+        self.calls = 0
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.number and self.error:
+            raise self.error
+        return self.function(*arguments)
+
+
+STEPS = ["open", "posix_fallocate", "pwrite", "fsync", "close", "replace"]
+"""Functions of the operating system that a write goes through."""
+
+
+@pytest.mark.parametrize("older", [(), ("a",), ("b",), ("a", "b")], ids="-".join)
+@pytest.mark.parametrize("files", [("a",), ("a", "b")], ids="-".join)
+@pytest.mark.parametrize("step", STEPS)
+def test_whatever_step_fails_everything_is_as_it_was_or_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, files: tuple[str, ...], older: tuple[str, ...]
+) -> None:
+    before = dict.fromkeys(older, b"old")
+    after = before | dict.fromkeys(files, CONTENT)
+
+    def attempt(number: int, error: BaseException) -> tuple[int, dict[str, bytes], BaseException | None]:
+        """Let one call fail; return the number of calls, what is there afterwards, and what was raised."""
+        folder = tmp_path / f"{number}-{type(error).__name__}"
+        folder.mkdir()
+        for name in older:
+            (folder / name).write_bytes(b"old")
+        fault = Fault(getattr(os, step), number, error)
+        raised: BaseException | None = None
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, fault)
+            try:
+                write(planned(folder, *files))
+            except (OutputError, KeyboardInterrupt) as caught:
+                raised = caught
+        if isinstance(raised, OutputError):
+            assert raised.file in [str(folder / name) for name in files]
+            assert os.strerror(errno.ENOSPC) in str(raised)
+        return fault.calls, contents(folder), raised
+
+    count, found, _ = attempt(0, KeyboardInterrupt())
+    assert found == after
+    in_the_end = 1 if step in ("open", "fsync", "close") else 0  # of the folder, when all is done
+    for number in range(1, count + 1):
+        _, found, raised = attempt(number, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        complete = number > count - in_the_end
+        assert (found, raised is None) == (after if complete else before, complete)
+        _, found, raised = attempt(number, KeyboardInterrupt())
+        assert (found, type(raised)) == (after if complete else before, KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError, MemoryError])
+def test_whatever_ends_the_block_leaves_everything_as_it_was(folder: Path, error: type[BaseException]) -> None:
+    (folder / "a").write_bytes(b"old")
+    with pytest.raises(error), new_files(planned(folder, "a", "b")):
+        raise error
+    assert contents(folder) == {"a": b"old"}
+
+
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.EFBIG, errno.EIO])
+def test_failed_step_is_an_error_that_names_the_cause(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    for step in STEPS:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, Fault(getattr(os, step), 1, OSError(code, os.strerror(code))))
+            with pytest.raises(OutputError, match=os.strerror(code)):
+                write(planned(folder, "a"))
+
+
+def test_folder_that_cannot_be_synced_does_no_harm_to_the_complete_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", Fault(os.fsync, 2, OSError(errno.EINVAL, "not for folders")))
+    write(planned(folder, "a"))
+    assert contents(folder) == {"a": CONTENT}
+
+
+# --- destinations
+
+
+def check(folder: Path, *names: str, inputs: tuple[Path, ...] = (), replace: bool = False) -> None:
+    files = tuple(planned(folder, *(names or ("a",))))
+    plan = Plan(source=Path("model"), source_format="", inputs=inputs, format="", files=files, transfers=())
+    check_destination(plan, replace=replace)
+
+
+def test_free_place_is_accepted(folder: Path) -> None:
+    check(folder)
+    assert names(folder) == []
+
+
+def test_existing_file_is_refused_without_replace(folder: Path) -> None:
+    (folder / "a").write_bytes(b"old")
+    with pytest.raises(OutputError, match=r"output exists .*--force"):
+        check(folder)
+    check(folder, replace=True)
+
+
+def test_existing_shard_is_refused_without_replace(folder: Path) -> None:
+    (folder / "b").write_bytes(b"old")
+    with pytest.raises(OutputError, match=r"output exists .*/b"):
+        check(folder, "a", "b")
+    check(folder, "a", "b", replace=True)
+
+
+def test_broken_link_is_refused_without_replace(folder: Path) -> None:
+    (folder / "a").symlink_to("a")
+    with pytest.raises(OutputError, match="output exists"):
+        check(folder)
+    check(folder, replace=True)
+
+
+def test_pipe_is_refused(folder: Path) -> None:
+    os.mkfifo(folder / "a")
+    with pytest.raises(OutputError, match="output is a device or a pipe"):
+        check(folder, replace=True)
+
+
+def test_missing_folder_is_refused(folder: Path) -> None:
+    with pytest.raises(OutputError, match="output folder does not exist"):
+        check(folder / "missing", replace=True)
+
+
+def test_file_as_folder_is_refused(folder: Path) -> None:
+    (folder / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="output folder does not exist"):
+        check(folder / "file", replace=True)
+
+
+def test_folder_as_output_is_refused(folder: Path) -> None:
+    (folder / "a").mkdir()
+    with pytest.raises(OutputError, match="output is a folder"):
+        check(folder, replace=True)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_source_as_output_is_refused(folder: Path, replace: bool) -> None:
+    (folder / "a").write_bytes(b"weights")
+    with pytest.raises(OutputError, match="output is one of the source files"):
+        check(folder, inputs=(folder / "b", folder / "a"), replace=replace)
+
+
+def test_source_under_another_path_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "a").write_bytes(b"weights")
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(OutputError, match="output is one of the source files"):
+        check(tmp_path / "link", inputs=(folder / "a",), replace=True)
+
+
+def test_link_to_a_source_is_refused(folder: Path) -> None:
+    (folder / "weights").write_bytes(b"weights")
+    (folder / "a").symlink_to(folder / "weights")
+    with pytest.raises(OutputError, match="output is one of the source files"):
+        check(folder, inputs=(folder / "weights",), replace=True)
+
+
+def test_full_disk_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(folder)._replace(free=len(CONTENT))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    check(folder)
+    with pytest.raises(OutputError, match=r"not enough space on the disk .*found 16 bytes free, expected 32 bytes"):
+        check(folder, "a", "b")
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_impossible_name_is_refused(folder: Path, replace: bool) -> None:
+    with pytest.raises(OutputError, match="File name too long"):
+        check(folder, "n" * 300, replace=replace)

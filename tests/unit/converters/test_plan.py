@@ -1,0 +1,106 @@
+"""What a plan says about itself, and that it is a value."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gptoss_convert.converters.execute import Resources, execute, tasks
+from gptoss_convert.converters.plan import Plan, Transfer
+from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
+from gptoss_convert.encodings import LossClass
+from gptoss_convert.formats import open_checkpoint
+from tests.support.checkpoints import Shape, write_huggingface, write_original
+from tests.support.memory import zeros
+from tests.support.tokenizers import write_small_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models in every layout."""
+    folder = tmp_path_factory.mktemp("plan")
+    for name in ("mxfp4", "bf16", "openai"):
+        write_small_tokenizer(folder / name)
+    write_huggingface(folder / "mxfp4", Shape(layers=1), shards=2)
+    write_huggingface(folder / "bf16", Shape(layers=1), experts="bf16")
+    write_original(folder / "openai", Shape(layers=1))
+    execute(plan_gguf(open_checkpoint(folder / "mxfp4"), folder / "model.gguf"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan(folder: Path) -> Plan:
+    return plan_gguf(open_checkpoint(folder / "mxfp4"), folder / "out.gguf")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "loss"),
+    [
+        ("mxfp4", "mxfp4", LossClass.BYTE_EXACT),
+        ("mxfp4", "bf16", LossClass.VALUE_EXACT),
+        ("bf16", "mxfp4", LossClass.LOSSY),
+    ],
+)
+def test_loss_of_a_transfer(source: str, target: str, loss: LossClass) -> None:
+    assert Transfer(zeros("t", (2, 32), source), zeros("t", (2, 32), target)).loss is loss
+
+
+@pytest.mark.parametrize(("source", "target", "group"), [(1, 1, 1), (6, 1, 6), (1, 2, 2), (6, 2, 6)])
+def test_rows_that_move_together(source: int, target: int, group: int) -> None:
+    tensors = (zeros("t", (12, 32), row_group=rows) for rows in (source, target))
+    assert Transfer(*tensors).row_group == group
+
+
+def test_memory_of_a_row() -> None:
+    plain, gathered = zeros("t", (12, 32), "bf16"), zeros("t", (12, 32), "bf16", row_group=6)
+    assert Transfer(plain, plain).reading_bytes_per_row == 64
+    assert Transfer(gathered, plain).reading_bytes_per_row == 128
+    assert Transfer(plain, plain).working_bytes_per_row == 64 + 64
+    converting = Transfer(plain, zeros("t", (12, 32), "mxfp4")).working_bytes_per_row
+    assert converting >= 64 + 17 + 4 * 32
+
+
+def test_plan_adds_up(plan: Plan) -> None:
+    entries = [entry for file in plan.files for entry in file.entries]
+    assert plan.nbytes == sum(file.nbytes for file in plan.files)
+    assert plan.data_nbytes == sum(entry.nbytes for entry in entries)
+    assert plan.data_nbytes <= plan.nbytes
+    assert {entry.source for entry in entries} == {transfer.target.name for transfer in plan.transfers}
+
+
+def test_loss_is_the_worst_of_all(plan: Plan) -> None:
+    assert plan.loss is LossClass.VALUE_EXACT
+    rounded = Transfer(zeros("t", (2, 32)), zeros("t", (2, 32), "bf16"))
+    assert replace(plan, transfers=(*plan.transfers, rounded)).loss is LossClass.LOSSY
+    assert replace(plan, transfers=()).loss is LossClass.BYTE_EXACT
+
+
+def test_plan_is_ready_for_json(folder: Path) -> None:
+    plan = plan_gguf(open_checkpoint(folder / "mxfp4"), folder / "out.gguf", GgufOptions(split_max_size=100_000))
+    facts = json.loads(json.dumps(plan.as_dict()))
+    assert facts["loss"] == "value-exact"
+    assert facts["nbytes"] == plan.nbytes
+    assert [Path(file["path"]) for file in facts["files"]] == [file.path for file in plan.files]
+    assert [(entry["file"], entry["name"]) for entry in facts["tensors"]] == [
+        (index, entry.name) for index, file in enumerate(plan.files) for entry in file.entries
+    ]
+    assert {entry["loss"] for entry in facts["tensors"]} == {"byte-exact", "value-exact"}
+
+
+@pytest.mark.parametrize("source", ["mxfp4", "bf16", "openai", "model.gguf"])
+def test_plans_and_tasks_are_values_that_can_be_sent_to_another_process(folder: Path, source: str) -> None:
+    for options in (GgufOptions(), GgufOptions(dense="q8_0", experts="f32", split_max_size=100_000)):
+        plan = plan_gguf(open_checkpoint(folder / source), folder / "out.gguf", options)
+        assert plan_gguf(open_checkpoint(folder / source), folder / "out.gguf", options) == plan
+        assert pickle.loads(pickle.dumps(plan)) == plan
+        for task in tasks(plan, Resources()):
+            assert pickle.loads(pickle.dumps(task)) == task
+
+
+def test_copy_of_a_plan_writes_the_same_files(plan: Plan) -> None:
+    execute(plan)
+    written = plan.output.read_bytes()
+    execute(pickle.loads(pickle.dumps(plan)), replace=True)
+    assert plan.output.read_bytes() == written

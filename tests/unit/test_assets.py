@@ -1,0 +1,95 @@
+"""Small files beside the weights."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptoss_convert.assets import LARGEST_TEXT, Assets, read_json_object, read_small_file
+from gptoss_convert.errors import InputError
+
+
+def written(folder: Path, content: bytes) -> Path:
+    path = folder / "file.json"
+    path.write_bytes(content)
+    return path
+
+
+def test_assets_of_a_folder(tmp_path: Path) -> None:
+    written(tmp_path, b'{"a": 1}')
+    assets = Assets(tmp_path)
+    assert assets.path("file.json") == tmp_path / "file.json"
+    assert assets.read("file.json") == b'{"a": 1}'
+    assert assets.read_json_object("file.json") == {"a": 1}
+
+
+def test_paths_are_those_of_known_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "LICENSE").mkdir()
+    assert Assets(tmp_path).paths() == (tmp_path / "config.json",)
+
+
+@pytest.mark.parametrize("folder", [None, Path("missing")])
+def test_assets_that_are_missing(folder: Path | None) -> None:
+    assets = Assets(folder)
+    assert (assets.path("a"), assets.read("a"), assets.read_json_object("a")) == (None, None, None)
+
+
+def test_no_folder_has_no_files() -> None:
+    assert Assets(None).paths() == ()
+
+
+def test_folder_is_no_asset(tmp_path: Path) -> None:
+    (tmp_path / "README.md").mkdir()
+    assert Assets(tmp_path).path("README.md") is None
+
+
+def test_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    assert read_json_object(written(tmp_path, b'\xef\xbb\xbf{"a": 1}')) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[]", "not a JSON object .*found list"),
+        (b"null", "not a JSON object .*found NoneType"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\n <!DOCTYPE html>", "web page"),
+    ],
+)
+def test_damaged_json_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_json_object(written(tmp_path, content))
+
+
+def test_large_file_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, b"")
+    os.truncate(path, LARGEST_TEXT + 1)
+    with pytest.raises(InputError, match=f"file is too large .*found {LARGEST_TEXT + 1} bytes"):
+        read_small_file(path)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="file is missing"):
+        read_small_file(tmp_path / "missing")
+
+
+def test_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a regular file"):
+        read_small_file(tmp_path)
+
+
+def test_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Any) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InputError, match="cannot read file: Permission denied"):
+        read_small_file(written(tmp_path, b""))
