@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -61,6 +62,18 @@ def _sample(pid: int, peak: dict[str, int], done: threading.Event) -> None:
             key, _, value = line.partition(":")
             if key in peak:
                 peak[key] = max(peak[key], int(value.split()[0]) * 1024)
+
+
+def touch_free_memory(nbytes: int) -> None:
+    """Use up to `nbytes` of free memory for a moment, and give it back.
+
+    A virtual machine may hand memory that has been free for two seconds back to its host, and fetching it again
+    costs more than copying a file into it. Called before each run, this spares all tools that cost alike.
+    """
+    free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemFree:"))
+    count = min(nbytes, int(free.split()[1]) * 1024 * 9 // 10) >> 26
+    script = f"import numpy; blocks = [numpy.ones(1 << 26, numpy.uint8) for _ in range({count})]"
+    run([sys.executable, "-P", "-c", script])
 
 
 def median_wall(runs: Sequence[Run]) -> float:

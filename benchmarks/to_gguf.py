@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.measure import Run, median_wall, run
+from benchmarks.measure import Run, median_wall, run, touch_free_memory
 from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.formats.gguf.container import read_header
 from gptoss_convert.formats.storage import FileRef
@@ -75,18 +75,22 @@ def _measure(source: Path, folder: Path, layers: int, rounds: int, peer_rounds: 
     program = Path(sys.executable).with_name("gptoss-convert")
     convert: list[str | Path] = [program, "to-gguf", source, "-o", ours, "--quiet"]
     copies, our_runs, peer_runs = [], [], []
+    needed = sum(path.stat().st_size for path in weights) * 5 // 4
     # The first round fills the file cache and is not counted. Each output is removed right before it is written
     # again, so that both tools find the machine in the same state.
     for _ in range(rounds + 1):
         shutil.rmtree(copy, ignore_errors=True)
         copy.mkdir()
+        touch_free_memory(needed)
         copies.append(run(["cp", *weights, copy]))
         ours.unlink(missing_ok=True)
+        touch_free_memory(needed)
         our_runs.append(run(convert))
     del copies[0], our_runs[0]
     shutil.rmtree(copy)
     for _ in range(peer_rounds):
         theirs.unlink(missing_ok=True)
+        touch_free_memory(needed)
         script = converter_source() / "convert_hf_to_gguf.py"
         peer_runs.append(run([sys.executable, script, source, "--outfile", theirs, "--outtype", "auto"]))
     return Result(
