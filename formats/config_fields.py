@@ -11,7 +11,7 @@ import msgspec
 from gptoss_convert.checkpoint import LARGEST_LAYER_COUNT
 from gptoss_convert.errors import InputError
 
-Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=(1 << 31) - 1)]
 LayerCount = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_LAYER_COUNT)]
 Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e30)]
 """Bounded so that it, and products of a few of them, are finite in float32."""
