@@ -108,9 +108,7 @@ def compare_tensor(reference: Tensor, artifact: Tensor) -> TensorComparison:
         different=different,
         largest_error=largest_error,
         signal_to_noise=_decibels(squared_signal, squared_error),
-        least_signal_to_noise=min(
-            reference.encoding.least_signal_to_noise, artifact.encoding.least_signal_to_noise
-        ),
+        least_signal_to_noise=artifact.encoding.least_signal_to_noise,
     )
 
 

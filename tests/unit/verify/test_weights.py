@@ -80,6 +80,13 @@ def test_noise_is_compared_with_the_floor(decibels: float | None, passed: bool) 
     assert replace(found, least_signal_to_noise=12.0, signal_to_noise=decibels).passed is passed
 
 
+def test_a_coarse_source_does_not_excuse_noise_in_a_fine_artifact() -> None:
+    found = compare_tensor(mxfp4(7, 127), stored("f16", [[6.5] * 32]))
+    assert found.signal_to_noise is not None
+    assert ENCODINGS["mxfp4"].least_signal_to_noise < found.signal_to_noise < found.least_signal_to_noise
+    assert not found.passed
+
+
 def test_other_values_do_not_pass_where_exact_ones_are_promised() -> None:
     found = compare_tensor(stored("bf16", [[1, 2]]), stored("f32", [[1, 2.5]]))
     assert (found.found, found.expected, found.passed) == (LOSSY, VALUE_EXACT, False)
