@@ -41,6 +41,7 @@ def configuration_metadata(config: ModelConfig, *, file_type: int, path: Path) -
     if config.swiglu_limit != SWIGLU_LIMIT:
         raise UnsupportedError(
             "llama.cpp computes gpt-oss with a fixed swiglu limit",
+            file=path,
             found=config.swiglu_limit,
             expected=SWIGLU_LIMIT,
         )

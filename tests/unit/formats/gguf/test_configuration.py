@@ -150,7 +150,7 @@ def test_layers_that_do_not_alternate_are_listed() -> None:
 
 
 def test_swiglu_limit_that_llama_cpp_does_not_compute_with_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"swiglu limit: found 6.0, expected 7.0"):
+    with pytest.raises(UnsupportedError, match=r"swiglu limit \(model.gguf\): found 6.0, expected 7.0"):
         configuration_metadata(replace(published("20b"), swiglu_limit=6.0), file_type=38, path=PATH)
 
 
