@@ -108,6 +108,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return parsed
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether `text` can be written as UTF-8: JSON, YAML and arguments may hold halves of characters."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def _what_it_is(data: bytes) -> str | None:
     if data.startswith(b"version https://git-lfs"):
         return "this is a Git LFS pointer; fetch the file itself with `git lfs pull`"

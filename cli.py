@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import click
 
 from gptoss_convert import __version__, console
-from gptoss_convert.errors import GptossConvertError, OptionError
+from gptoss_convert.assets import is_utf8
+from gptoss_convert.errors import GptossConvertError, InputError, OptionError
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
@@ -26,6 +27,10 @@ CHECK_FAILED = 1
 OUTPUT_FAILED = 5
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+DENSE_ENCODINGS = ("bf16", "f16", "f32", "q8_0")
+EXPERT_ENCODINGS = ("mxfp4", *DENSE_ENCODINGS)
+"""Named here too, because importing the encodings would slow down `--help`; a test compares the two."""
 
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BINARY_UNITS = {"KI": 1024, "MI": 1024**2, "GI": 1024**3, "TI": 1024**4}
@@ -58,7 +63,7 @@ class Override(click.ParamType[tuple[str, str]]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
         """Return pattern and encoding."""
         pattern, separator, encoding = str(value).rpartition("=")
-        if not separator or not pattern or encoding not in ("f32", "f16", "bf16", "mxfp4", "q8_0"):
+        if not separator or not pattern or encoding not in EXPERT_ENCODINGS:
             self.fail(f"{value!r}: write for example 'blk.*.attn_q.weight=q8_0'", param, ctx)
         return pattern, encoding
 
@@ -98,8 +103,11 @@ def _common(command: Command) -> Command:
                 console.print_json(error.as_dict())
             console.print_error(error)
             sys.exit(error.exit_code)
-        except OSError as error:  # those of files have become an error of the package
-            raise _OutputStreamError from error
+        except OSError as error:
+            if error.filename is None:  # writing to a stream failed; errors of files name the file
+                raise _OutputStreamError from error
+            console.print_error(InputError(f"cannot access: {error.strerror}", file=error.filename))
+            sys.exit(InputError.exit_code)
         except (KeyboardInterrupt, click.ClickException, click.exceptions.Exit, SystemExit):
             raise
         except Exception as error:
@@ -184,11 +192,11 @@ def inspect(source: Path, *, as_json: bool, quiet: bool) -> None:
     "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE", help="[output] The GGUF file."
 )
 @click.option(
-    "--dense", type=click.Choice(["bf16", "f16", "f32", "q8_0"]),
+    "--dense", type=click.Choice(DENSE_ENCODINGS),
     help="[encoding] Embedding, unembedding and attention matrices (default: as in SRC, which loses nothing).",
 )  # fmt: skip
 @click.option(
-    "--experts", type=click.Choice(["mxfp4", "bf16", "f16", "f32", "q8_0"]),
+    "--experts", type=click.Choice(EXPERT_ENCODINGS),
     help="[encoding] Expert matrices (default: as in SRC; MXFP4 keeps every bit).",
 )  # fmt: skip
 @click.option(
@@ -259,8 +267,11 @@ def to_gguf(
     from gptoss_convert.formats import open_checkpoint, open_tokenizer
     from gptoss_convert.formats.model_card import hub_reference
 
-    for option, value in description.items():
-        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+    stated = [("base_model", text) for text in base_models] + [
+        (key, text or "") for key, text in description.items()
+    ]
+    for option, text in stated:
+        if not is_utf8(text):
             raise OptionError(f"--{option.replace('_', '-')} is not UTF-8")
     options = GgufOptions(
         dense=dense,

@@ -22,9 +22,6 @@ from gptoss_convert.formats.gguf.vocabulary import vocabulary_metadata
 from gptoss_convert.formats.gguf.writer import GgufLayout, NewTensor, file_type, lay_out
 from gptoss_convert.tokenizer import TokenizerSource
 
-DENSE_ENCODINGS = ("bf16", "f16", "f32", "q8_0")
-EXPERT_ENCODINGS = ("mxfp4", "bf16", "f16", "f32", "q8_0")
-
 _ALWAYS_F32 = {Role.NORM, Role.ATTENTION_BIAS, Role.SINKS, Role.ROUTER, Role.EXPERT_BIAS}
 """llama.cpp computes with these in float32 and expects them stored so."""
 _FALLBACK = {"q8_0": "f16", "mxfp4": "bf16"}

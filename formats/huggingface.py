@@ -89,7 +89,7 @@ class _Config(msgspec.Struct):
 
 def recognises(path: Path) -> bool:
     """Return whether `path` is a folder with a Hugging Face gpt-oss configuration."""
-    config = path / "config.json"
+    config = path / CONFIG
     return path.is_dir() and config.is_file() and "model_type" in read_json_object(config)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from gptoss_convert.assets import GENERATION_CONFIG, LICENSE, MODEL_CARD, Assets
+from gptoss_convert.assets import GENERATION_CONFIG, LICENSE, MODEL_CARD, Assets, is_utf8
 from gptoss_convert.description import Description, Reference
 from gptoss_convert.errors import InputError
 
@@ -127,9 +127,7 @@ def _checked(value: Any, *, references: bool) -> Any:
 
 def _is_text(value: Any) -> bool:
     """Return whether `value` is a text of bounded length that can be written as UTF-8."""
-    return (
-        isinstance(value, str) and len(value) <= LONGEST_TEXT and not any("\ud800" <= c <= "\udfff" for c in value)
-    )
+    return isinstance(value, str) and len(value) <= LONGEST_TEXT and is_utf8(value)
 
 
 def _reference(entry: Mapping[Any, Any]) -> dict[str, str]:

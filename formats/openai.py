@@ -83,7 +83,7 @@ class _Config(msgspec.Struct):
 
 def recognises(path: Path) -> bool:
     """Return whether `path` is a folder with OpenAI's own configuration."""
-    config = path / "config.json"
+    config = path / CONFIG
     return path.is_dir() and config.is_file() and "rope_ntk_alpha" in read_json_object(config)
 
 

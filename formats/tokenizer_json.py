@@ -19,6 +19,7 @@ from gptoss_convert.assets import (
     TOKENIZER_CONFIG,
     TOKENIZER_JSON,
     Assets,
+    is_utf8,
     read_small_file,
 )
 from gptoss_convert.errors import InputError, UnsupportedError
@@ -209,15 +210,10 @@ class HuggingFaceTokenizer:
             items = [item if isinstance(item, dict) else {} for item in entry]
             pairs = [(str(item.get("name")), item.get("template")) for item in items]
         named = dict(pairs)
-        sound = all(isinstance(text, str) and _is_utf8(name + text) for name, text in pairs)
+        sound = all(isinstance(text, str) and is_utf8(name + text) for name, text in pairs)
         if not pairs or not sound or len(named) < len(pairs):
             raise InputError(
                 "chat_template is neither a text nor a list of texts with different names",
                 file=self.assets.path(TOKENIZER_CONFIG),
             )
         return named
-
-
-def _is_utf8(text: str) -> bool:
-    """Return whether `text` can be written: JSON may hold halves of characters."""
-    return not any("\ud800" <= c <= "\udfff" for c in text)

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from gptoss_convert.cli import Size
+from gptoss_convert.cli import EXPERT_ENCODINGS, Size
+from gptoss_convert.encodings import ENCODINGS
+from gptoss_convert.formats.gguf.container import TYPE_NUMBERS
 from tests.cli.command import run_here, run_process
 from tests.cli.samples import Samples
 
@@ -103,3 +105,7 @@ def test_unforeseen_exception_is_one_line(
     assert outcome.exit_code == exit_code
     assert outcome.stderr.strip().startswith(line)
     assert len(outcome.stderr.strip().splitlines()) == 1
+
+
+def test_every_encoding_that_gguf_holds_can_be_named() -> None:
+    assert set(EXPERT_ENCODINGS) == set(TYPE_NUMBERS) == set(ENCODINGS)

@@ -370,6 +370,7 @@ OPTIONS = [
         options=["--tensor-type", "*.ffn_gate_inp.weight=bf16"]),
     bad("folder without tokenizer", intact, 3, "nothing is there", "nowhere", options=["--tokenizer", "nowhere"]),
     bad("name that is not UTF-8", intact, 2, "name", options=["--name", "\udcff"]),
+    bad("base model that is not UTF-8", intact, 2, "base-model", options=["--base-model", "a/\udcff"]),
 ]
 # fmt: on
 
