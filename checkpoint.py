@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 from gptoss_convert.assets import Assets
 from gptoss_convert.description import Description
-from gptoss_convert.encodings import Array, Chunk, Encoding, EncodingError
+from gptoss_convert.encodings import Array, Chunk, Encoding, EncodingError, Order
 from gptoss_convert.errors import GptossConvertError, InputError
 from gptoss_convert.tokenizer import TokenizerSource
 
@@ -174,6 +174,10 @@ class Storage(Protocol):
     @property
     def row_group(self) -> int:
         """Moving whole groups of so many rows, from a multiple of it, is cheapest."""
+
+    @property
+    def order(self) -> Order:
+        """Memory order of the arrays that `read` returns and that `write` takes most cheaply."""
 
     def read(self, start: int, stop: int) -> Chunk:
         """Return rows `start` to `stop`.

@@ -7,17 +7,26 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gptoss_convert.checkpoint import FileWriter
-from gptoss_convert.converters.output import check_destination, new_files
+from gptoss_convert.converters.output import Outputs, check_destination, new_outputs
 from gptoss_convert.converters.plan import Plan, Transfer
-from gptoss_convert.encodings import convert
+from gptoss_convert.converters.recoding import NOTHING_FOUND, Findings
+from gptoss_convert.encodings import Chunk, LossClass
+from gptoss_convert.encodings.mxfp4_canonical import NOT_NAMED
 from gptoss_convert.errors import BudgetError
+from gptoss_convert.formats.storage import FileRef, transpose_into
 
 STEP_BYTES = 2 << 20
 """Working memory per step; larger steps fall out of the cache without saving system calls."""
 DEFAULT_MEMORY = 192 << 20
 LEAST_MEMORY_PER_JOB = 256 << 10
+SEGMENT_ROWS = 32
+"""Tasks and steps within a matrix begin at multiples of so many rows: the segments of the canonical hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +65,45 @@ class Task:
     step: int
 
 
+@dataclass(frozen=True)
+class TaskResult:
+    """What a task did and found out."""
+
+    nbytes: int
+    """Bytes written."""
+    findings: Findings = NOTHING_FOUND
+    named_scales: NDArray[np.uint8] | None = None
+    """As in `Recoded`, for all rows of the task."""
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What a conversion did to a tensor."""
+
+    transfer: Transfer
+    findings: Findings
+
+    @property
+    def loss(self) -> LossClass:
+        """What happened: rounding that changed no value was exact."""
+        if self.transfer.loss is LossClass.LOSSY and not self.findings.changed:
+            return LossClass.VALUE_EXACT
+        return self.transfer.loss
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did."""
+
+    tensors: tuple[TensorReport, ...]
+    """In canonical order."""
+
+    @property
+    def loss(self) -> LossClass:
+        """The worst that happened to any tensor."""
+        return LossClass.worst(tensor.loss for tensor in self.tensors)
+
+
 def execute(
     plan: Plan,
     *,
@@ -63,7 +111,7 @@ def execute(
     replace: bool = False,
     progress: Progress = ignore_progress,
     executor: Executor | None = None,
-) -> None:
+) -> Report:
     """Write the files of `plan`. The bytes depend on the plan alone, not on jobs, memory or timing.
 
     Args:
@@ -86,56 +134,117 @@ def execute(
             expected=f"at least {resources.jobs * LEAST_MEMORY_PER_JOB}",
         )
     check_destination(plan, replace=replace)
-    with new_files(plan.files) as outputs:
+    with new_outputs(plan) as outputs:
         if executor is not None:
-            _run(executor, plan, resources, outputs, progress)
-        else:
-            with ThreadPoolExecutor(resources.jobs) as pool:
-                _run(pool, plan, resources, outputs, progress)
+            return _run(executor, plan, resources, outputs, progress)
+        with ThreadPoolExecutor(resources.jobs) as pool:
+            return _run(pool, plan, resources, outputs, progress)
 
 
 def tasks(plan: Plan, resources: Resources) -> Iterator[Task]:
-    """Yield tasks that together do all of `plan`, each within the memory of one job where a single row is."""
+    """Yield tasks that together do all of `plan`, each within the memory of one job where a segment is.
+
+    A task is some whole matrices, or some whole segments of one matrix.
+    """
     for transfer in plan.transfers:
-        reading, working = transfer.reading_bytes_per_row, transfer.working_bytes_per_row
-        step = max(min(STEP_BYTES, resources.memory_per_job) // working, 1)
-        group = transfer.row_group
-        rows = -(-step // group) * group
-        most = max((resources.memory_per_job - step * (working - reading)) // reading, 1)
-        if rows > most:
-            rows = most - most % group if most >= group else most
-        for start in range(0, transfer.source.rows, rows):
-            yield Task(transfer, start, min(start + rows, transfer.source.rows), step)
+        shape = transfer.source.shape
+        matrix = shape[-2] if len(shape) > 1 else 1
+        rows, step = _rows_of_task(transfer, matrix, resources.memory_per_job)
+        whole = max(rows, matrix)
+        for first in range(0, transfer.source.rows, whole):
+            end = min(first + whole, transfer.source.rows)
+            for start in range(first, end, rows):
+                yield Task(transfer, start, min(start + rows, end), step)
 
 
-def run_task(task: Task, writer: FileWriter) -> int:
-    """Do `task` and return the number of bytes written."""
-    source, target = task.transfer.source, task.transfer.target
+def _rows_of_task(transfer: Transfer, matrix: int, memory: int) -> tuple[int, int]:
+    """Return the rows of a task and those of a step, so that what both take at a time fits `memory`."""
+    holding, working = transfer.holding_bytes_per_row, transfer.working_bytes_per_row
+    step = _whole_segments(min(STEP_BYTES, memory) // (holding + working))
+    group = transfer.row_group
+    rows = min(-(-step // group) * group, max((memory - step * working) // holding, 1))
+    rows = rows - rows % matrix if rows >= matrix else min(_whole_segments(rows), matrix)
+    return rows, rows if transfer.in_one_step else step
+
+
+def _whole_segments(rows: int) -> int:
+    return max(rows - rows % SEGMENT_ROWS, SEGMENT_ROWS)
+
+
+def run_task(task: Task, writer: FileWriter) -> TaskResult:
+    """Do `task`."""
+    transfer = task.transfer
+    source, target = transfer.source, transfer.target
     chunk = source.read(task.start, task.stop)
+    gathered = _Gathered(task.stop - task.start) if transfer.gathers else None
+    findings = NOTHING_FOUND
+    named = np.full((0, 0), NOT_NAMED, np.uint8)
     for start in range(task.start, task.stop, task.step):
-        rows = slice(start - task.start, start - task.start + task.step)
-        with source.named_errors():
-            converted = convert(tuple(part[rows] for part in chunk), source.encoding, target.encoding)
-        target.storage.write(writer, start, converted)
-    return (task.stop - task.start) * target.encoding.row_nbytes(target.columns)
+        rows = slice(start - task.start, min(start + task.step, task.stop) - task.start)
+        recoded = transfer.recoding.recode(source, target, start, tuple(part[rows] for part in chunk))
+        findings += recoded.findings
+        if recoded.named_scales is not None:
+            if not named.size:
+                named = np.full((task.stop - task.start, recoded.named_scales.shape[1]), NOT_NAMED, np.uint8)
+            named[rows] = recoded.named_scales
+        if gathered is None:
+            target.storage.write(writer, start, recoded.chunk)
+        else:
+            gathered.put(rows, recoded.chunk)
+    if gathered is not None:
+        target.storage.write(writer, task.start, gathered.chunk)
+    return TaskResult(
+        (task.stop - task.start) * target.encoding.row_nbytes(target.columns),
+        findings,
+        named if named.size else None,
+    )
 
 
-def _run(executor: Executor, plan: Plan, resources: Resources, writer: FileWriter, progress: Progress) -> None:
-    """Run all tasks with a short queue ahead of the workers."""
-    pending: deque[tuple[Task, Future[int]]] = deque()
+class _Gathered:
+    """Rows in column order, put together from steps."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self.chunk: Chunk = ()
+
+    def put(self, rows: slice, chunk: Chunk) -> None:
+        """Put the rows of `chunk` in their place."""
+        if rows.stop - rows.start == self._rows:
+            self.chunk = chunk
+            return
+        self.chunk = self.chunk or tuple(np.empty((part.shape[1], self._rows), part.dtype).T for part in chunk)
+        for gathered, part in zip(self.chunk, chunk, strict=True):
+            transpose_into(gathered[rows].T, part)
+
+
+def _run(executor: Executor, plan: Plan, resources: Resources, outputs: Outputs, progress: Progress) -> Report:
+    """Run all tasks with a short queue ahead of the workers, and put together what they found out, in order."""
+    pending: deque[tuple[Task, Future[TaskResult]]] = deque()
+    findings: dict[str, Findings] = {}
 
     def finish_oldest() -> None:
         task, future = pending[0]
-        nbytes = future.result()
+        result = future.result()
         pending.popleft()
-        progress(task.transfer.source.name, nbytes)
+        name = task.transfer.source.name
+        findings[name] = findings.get(name, NOTHING_FOUND) + result.findings
+        progress(name, result.nbytes)
 
     try:
+        for file in plan.files:
+            if file.copied is not None:
+                _copy(file.copied, file.path, outputs)
         for task in tasks(plan, resources):
-            pending.append((task, executor.submit(run_task, task, writer)))
+            pending.append((task, executor.submit(run_task, task, outputs)))
             if len(pending) > 2 * resources.jobs:
                 finish_oldest()
         while pending:
             finish_oldest()
     finally:
         wait([future for _, future in pending if not future.cancel()])  # none may write to files that are closed
+    return Report(tuple(TensorReport(transfer, findings[transfer.source.name]) for transfer in plan.transfers))
+
+
+def _copy(source: FileRef, path: Path, writer: FileWriter) -> None:
+    for offset in range(0, source.size, STEP_BYTES):
+        writer.write(path, source.read(offset, min(STEP_BYTES, source.size - offset)), offset)

@@ -8,12 +8,13 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gptoss_convert.assets import KNOWN
 from gptoss_convert.converters.plan import Plan, PlannedFile
 from gptoss_convert.encodings import Array
 from gptoss_convert.errors import OutputError
@@ -43,6 +44,10 @@ class Outputs:
         with contextlib.suppress(OutputError):  # each task brings a copy of its own to another process
             self.close()
 
+    def temporary(self, path: Path) -> Path:
+        """Return where the file whose final name is `path` lies for now."""
+        return self._temporary[path]
+
     def write(self, path: Path, data: bytes | Array, offset: int) -> None:
         """Write contiguous `data` at `offset` of the file whose final name is `path`.
 
@@ -59,9 +64,10 @@ class Outputs:
 
     def sync(self) -> None:
         """Wait until the data of all files are on disk."""
-        for path in self._temporary:
+        for path, place in self._temporary.items():
             with _reported(path):
-                os.fsync(self._descriptor(path))
+                if place.exists():
+                    os.fsync(self._descriptor(path))
 
     def close(self) -> None:
         """Close the files, all of them even if one fails; they keep their temporary names."""
@@ -95,29 +101,32 @@ def _start_writeback(descriptor: int, offset: int, count: int) -> None:
             os.posix_fadvise(descriptor, offset, count, os.POSIX_FADV_DONTNEED)
 
 
+def new_outputs(plan: Plan) -> contextlib.AbstractContextManager[Outputs]:
+    """Return a context that creates the files of `plan` and gives them their final names when it ends well."""
+    if plan.folder is not None:
+        return new_folder(plan.folder, plan.files, made_at_the_end=plan.paths_made_at_the_end)
+    return new_files(plan.files, made_at_the_end=plan.paths_made_at_the_end)
+
+
 @contextlib.contextmanager
-def new_files(planned: Sequence[PlannedFile]) -> Iterator[Outputs]:
+def new_files(planned: Sequence[PlannedFile], *, made_at_the_end: Sequence[Path] = ()) -> Iterator[Outputs]:
     """Create the files of a plan and give them their final names when the block ends without an exception.
 
     The first file gets its name last. Whatever ends the block early, nothing has appeared under a final name and
-    nothing is left over.
+    nothing is left over. Files that are made at the end need not come to exist.
 
     Raises:
         OutputError: a file cannot be created, written or renamed.
     """
-    temporary = {
-        file.path: file.path.with_name(f"{file.path.name[:_LONGEST_STEM]}.partial-{secrets.token_hex(4)}")
-        for file in planned
-    }
+    paths = [file.path for file in planned]
+    temporary = {path: _beside(path, "partial") for path in (*paths, *made_at_the_end)}
     outputs = Outputs(temporary)
     try:
-        for file in planned:
-            _create(file, temporary[file.path])
-            outputs.write(file.path, file.header, 0)
+        _create_all(planned, outputs)
         yield outputs
         outputs.sync()
         outputs.close()
-        _publish(temporary)
+        _publish({path: place for path, place in temporary.items() if place.exists()})
         for folder in {path.parent for path in temporary}:
             _sync_folder(folder)
     finally:
@@ -128,6 +137,72 @@ def new_files(planned: Sequence[PlannedFile]) -> Iterator[Outputs]:
                 path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def new_folder(
+    folder: Path, planned: Sequence[PlannedFile], *, made_at_the_end: Sequence[Path] = ()
+) -> Iterator[Outputs]:
+    """Create the files of a plan in a folder that gets its final name when the block ends without an exception.
+
+    Args:
+        folder: the final name; a folder that is there already is replaced.
+        planned: files directly in it.
+        made_at_the_end: further ones, which need not come to exist.
+
+    Raises:
+        OutputError: something cannot be created, written or renamed.
+    """
+    partial = _beside(folder, "partial")
+    outputs = Outputs({path: partial / path.name for path in (*(file.path for file in planned), *made_at_the_end)})
+    try:
+        with _reported(folder):
+            partial.mkdir()
+        _create_all(planned, outputs)
+        yield outputs
+        outputs.sync()
+        outputs.close()
+        _sync_folder(partial)
+        _publish_folder(partial, folder)
+        _sync_folder(folder.parent)
+    finally:
+        with contextlib.suppress(OutputError):  # the first error counts
+            outputs.close()
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _beside(path: Path, what: str) -> Path:
+    """Return a name beside `path` that nothing has."""
+    return path.with_name(f"{path.name[:_LONGEST_STEM]}.{what}-{secrets.token_hex(4)}")
+
+
+def _create_all(planned: Sequence[PlannedFile], outputs: Outputs) -> None:
+    for file in planned:
+        _create(file, outputs.temporary(file.path))
+        outputs.write(file.path, file.header, 0)
+
+
+def _publish_folder(partial: Path, folder: Path) -> None:
+    """Give `partial` its final name; if that fails, a folder that had it before has it again."""
+    older: Path | None = None
+    try:
+        with _reported(folder):
+            if os.path.lexists(folder):
+                require_replaceable(folder)
+                older = _beside(folder, "older")
+                folder.replace(older)
+            partial.replace(folder)
+    except BaseException:
+        if older is not None and not os.path.lexists(folder):
+            with contextlib.suppress(OSError):
+                older.replace(folder)
+        raise
+    if older is not None:
+        if older.is_symlink():
+            with contextlib.suppress(OSError):
+                older.unlink()
+        else:
+            shutil.rmtree(older, ignore_errors=True)
+
+
 def _publish(temporary: Mapping[Path, Path]) -> None:
     """Rename all files, the first one last. If one of several fails, every name is again what it was."""
     older: dict[Path, Path] = {}
@@ -136,7 +211,7 @@ def _publish(temporary: Mapping[Path, Path]) -> None:
         for path in reversed(list(temporary)):
             with _reported(path):
                 if len(temporary) > 1 and os.path.lexists(path):
-                    older[path] = path.with_name(f"{path.name[:_LONGEST_STEM]}.older-{secrets.token_hex(4)}")
+                    older[path] = _beside(path, "older")
                     path.replace(older[path])
                 temporary[path].replace(path)
                 published.append(path)
@@ -181,31 +256,75 @@ def check_destination(plan: Plan, *, replace: bool) -> None:
 
     Args:
         plan: what is to be written.
-        replace: whether existing files may be replaced.
+        replace: whether an existing output may be replaced.
 
     Raises:
-        OutputError: a file is an input, exists without `replace`, has no folder, or does not fit on the disk.
+        OutputError: an output is an input, exists without `replace`, has no folder, or does not fit on the disk.
     """
     inputs = {_identity(path) for path in plan.inputs}
-    for file in plan.files:
-        with _reported(file.path):
-            folder = file.path.parent
-            if not os.path.isdir(folder):  # noqa: PTH112 - pathlib raises for some names
-                raise OutputError("output folder does not exist", file=folder, hint="create it first")
-            if os.path.isdir(file.path):  # noqa: PTH112
-                raise OutputError("output is a folder", file=file.path, hint="give the name of a file in it")
-            if _identity(file.path) in inputs:
-                raise OutputError("output is one of the source files", file=file.path, hint="choose another name")
-            if os.path.exists(file.path) and not os.path.isfile(file.path):  # noqa: PTH110, PTH113
-                raise OutputError("output is a device or a pipe", file=file.path, hint="give the name of a file")
-            if _exists(file.path) and not replace:
-                raise OutputError("output exists", file=file.path, hint="use --force to replace it")
+    if plan.folder is not None:
+        with _reported(plan.folder):
+            _check_folder(plan.folder, inputs, replace=replace)
+    else:
+        for path in (*(file.path for file in plan.files), *plan.paths_made_at_the_end):
+            with _reported(path):
+                _check_file(path, inputs, replace=replace)
     folder = plan.output.parent
     free = shutil.disk_usage(folder).free
     if plan.nbytes > free:
         raise OutputError(
             "not enough space on the disk", file=folder, found=f"{free} bytes free", expected=f"{plan.nbytes} bytes"
         )
+
+
+def _check_file(path: Path, inputs: Collection[Path], *, replace: bool) -> None:
+    _require_folder(path.parent)
+    if os.path.isdir(path):  # noqa: PTH112 - pathlib raises for some names
+        raise OutputError("output is a folder", file=path, hint="give the name of a file in it")
+    if _identity(path) in inputs:
+        raise OutputError("output is one of the source files", file=path, hint="choose another name")
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+        raise OutputError("output is a device or a pipe", file=path, hint="give the name of a file")
+    if _exists(path) and not replace:
+        raise OutputError("output exists", file=path, hint="use --force to replace it")
+
+
+def _check_folder(folder: Path, inputs: Collection[Path], *, replace: bool) -> None:
+    _require_folder(folder.parent)
+    place = _identity(folder)
+    if place == Path.cwd():
+        raise OutputError("output is the current folder", file=folder, hint="give the name of a new one")
+    if any(path.is_relative_to(place) for path in inputs):
+        raise OutputError("output folder holds the source", file=folder, hint="choose another name")
+    if not _exists(folder):
+        return
+    if not os.path.isdir(folder):  # noqa: PTH112
+        raise OutputError("output is not a folder", file=folder, hint="choose another name")
+    if any(folder.iterdir()):
+        if not replace:
+            raise OutputError("output exists", file=folder, hint="use --force to replace it")
+        require_replaceable(folder)
+
+
+def require_replaceable(folder: Path) -> None:
+    """Refuse to replace a folder that holds anything but the files of a checkpoint.
+
+    Raises:
+        OutputError: it does.
+    """
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or not (path.name in KNOWN or path.suffix == ".safetensors"):
+            raise OutputError(
+                "output folder holds something else than a checkpoint",
+                file=folder,
+                found=path.name,
+                hint="choose another name, or remove the folder yourself",
+            )
+
+
+def _require_folder(folder: Path) -> None:
+    if not os.path.isdir(folder):  # noqa: PTH112 - pathlib raises for some names
+        raise OutputError("output folder does not exist", file=folder, hint="create it first")
 
 
 def _exists(path: Path) -> bool:

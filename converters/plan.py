@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_convert.checkpoint import Tensor
+from gptoss_convert.converters.recoding import PLAIN, Recoding
 from gptoss_convert.encodings import Encoding, LossClass, loss_class
+from gptoss_convert.formats.storage import FileRef
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Transfer:
 
     source: Tensor
     target: Tensor
+    recoding: Recoding = PLAIN
+    """How its numbers get from one encoding to the other."""
 
     @property
     def loss(self) -> LossClass:
@@ -32,19 +36,33 @@ class Transfer:
         return max(self.source.storage.row_group, self.target.storage.row_group)
 
     @property
-    def reading_bytes_per_row(self) -> int:
-        """Upper estimate of the memory that reading a row takes."""
+    def gathers(self) -> bool:
+        """Whether the rows of a task are written in one piece, since the target lies in columns."""
+        return self.target.storage.order == "F"
+
+    @property
+    def holding_bytes_per_row(self) -> int:
+        """Upper estimate of the memory that a row takes for as long as its task runs."""
         stored = self.source.encoding.row_nbytes(self.source.columns)
-        gathered = self.source.storage.row_group > 1  # read in one piece, then arranged in another
-        return 2 * stored if gathered else stored
+        # Grouped rows are read in one piece and then arranged in another.
+        read = 2 * stored if self.source.storage.row_group > 1 and self.source.storage.order == "C" else stored
+        return read + (self._written if self.gathers else 0)
+
+    @property
+    def in_one_step(self) -> bool:
+        """Whether all rows of a task are recoded at once: they are gathered anyway, and it takes no memory."""
+        return self.gathers and not self.recoding.temporary_bytes(self.source, self.target)
 
     @property
     def working_bytes_per_row(self) -> int:
-        """Upper estimate of the memory that a row takes from reading to writing."""
-        packed = self.target.encoding.row_nbytes(self.target.columns)
-        converting = self.source.encoding != self.target.encoding
-        # A conversion needs float32 values and temporaries of their size.
-        return self.reading_bytes_per_row + packed + (8 * 4 * self.source.columns if converting else 0)
+        """Upper estimate of the memory that a row takes on top while it is converted and written."""
+        if self.in_one_step:
+            return 0
+        return self._written + self.recoding.temporary_bytes(self.source, self.target)
+
+    @property
+    def _written(self) -> int:
+        return self.target.encoding.row_nbytes(self.target.columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +90,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """An output file: its final path, its exact size, the bytes before its first tensor, and its tensors."""
+    """An output file: its final path, its exact size, what is known of its contents, and its tensors."""
 
     path: Path
     nbytes: int
     header: bytes = field(repr=False)
-    entries: tuple[Entry, ...]
+    """The bytes before the first tensor; all of a file without tensors."""
+    entries: tuple[Entry, ...] = ()
+    copied: FileRef | None = None
+    """The file that this one is a copy of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +110,27 @@ class Plan:
     inputs: tuple[Path, ...]
     """Files and folders that are read, and must never be written to."""
     format: str
+    folder: Path | None = None
+    """The folder that holds all files and appears as a whole; None for files that stand by themselves."""
     files: tuple[PlannedFile, ...]
-    """The first one is what programs open; it gets its final name last, when all others have theirs."""
+    """The first one is what programs open; without `folder` it gets its final name last."""
     transfers: tuple[Transfer, ...]
     notes: tuple[str, ...] = ()
     """What the user should know about this conversion."""
+    scale_sidecar: Path | None = None
+    """Where the scales of non-canonical MXFP4 blocks are named; the file appears only if there are any."""
+    manifest: Path | None = None
+    """Where hashes of files and values are listed; None to compute none."""
 
     @property
     def output(self) -> Path:
-        """The file to open when the plan has been executed."""
-        return self.files[0].path
+        """The file or folder to open when the plan has been executed."""
+        return self.folder or self.files[0].path
+
+    @property
+    def paths_made_at_the_end(self) -> tuple[Path, ...]:
+        """Files whose contents only the run can tell."""
+        return tuple(path for path in (self.scale_sidecar, self.manifest) if path is not None)
 
     @property
     def nbytes(self) -> int:

@@ -12,11 +12,12 @@ from gptoss_convert.encodings.base import (
     EncodingError,
     Float32,
     LossClass,
+    Order,
     Part,
     Span,
-    convert,
     loss_class,
 )
+from gptoss_convert.encodings.conversion import convert
 from gptoss_convert.encodings.floats import BF16, F16, F32
 from gptoss_convert.encodings.mxfp4 import MXFP4
 from gptoss_convert.encodings.q8_0 import Q8_0
@@ -45,6 +46,7 @@ __all__ = [
     "EncodingError",
     "Float32",
     "LossClass",
+    "Order",
     "Part",
     "Span",
     "convert",

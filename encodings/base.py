@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[Any]
 Chunk: TypeAlias = tuple[Array, ...]
 Float32: TypeAlias = NDArray[np.float32]
+Order: TypeAlias = Literal["C", "F"]
+"""Memory order of a part: rows one after the other, or columns, which is how transposed matrices lie in files."""
 
 
 class EncodingError(ValueError):
@@ -160,13 +162,6 @@ def loss_class(source: Encoding, target: Encoding) -> LossClass:
     if source == target:
         return LossClass.BYTE_EXACT
     return LossClass.VALUE_EXACT if target.holds(source) else LossClass.LOSSY
-
-
-def convert(chunk: Chunk, source: Encoding, target: Encoding) -> Chunk:
-    """Return `chunk` in another encoding; the same object when the encoding stays."""
-    if source == target:
-        return chunk
-    return target.encode(source.decode(chunk))
 
 
 def split_blocks(values: Float32, block: int) -> Float32:

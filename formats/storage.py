@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gptoss_convert.checkpoint import FileWriter, Storage
-from gptoss_convert.encodings import Array, Chunk
+from gptoss_convert.encodings import Array, Chunk, Order
 from gptoss_convert.errors import InputError
 
 OPEN_FILES = 64
@@ -141,7 +141,7 @@ class StoredArray:
 
     def write(self, writer: FileWriter, start: int, rows: Array) -> None:
         """Write `rows` `[rows, items]` from row `start` on."""
-        data = np.ascontiguousarray(rows, self.dtype)
+        data = contiguous(rows.astype(self.dtype, copy=False), "C")
         writer.write(self.file.path, data, self.offset + start * self.row_nbytes)
 
 
@@ -151,6 +151,7 @@ class PartsStorage:
 
     parts: tuple[StoredArray, ...]
     row_group: int = field(default=1, init=False)
+    order: Order = field(default="C", init=False)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -171,14 +172,16 @@ class PartsStorage:
 class TransposedStorage:
     """Matrices `[out, in]` of plain numbers that are stored as `[in, out]`, one after the other.
 
-    A row of the tensor is a stored column. Whole matrices are moved in one piece; a narrower range of rows is
-    gathered from, or scattered to, each stored row, which costs a system call per stored row.
+    A row of the tensor is a stored column, so arrays are in column order: nothing is rearranged between them and
+    the file. Whole matrices are moved in one piece; a narrower range of rows is gathered from, or scattered to,
+    each stored row, which costs a system call per stored row.
     """
 
     stored: StoredArray
     """Its rows are the stored rows: `items` is the `out` dimension."""
     stored_rows: int
     """Rows of one stored matrix: the `in` dimension."""
+    order: Order = field(default="F", init=False)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -192,18 +195,19 @@ class TransposedStorage:
 
     def read(self, start: int, stop: int) -> Chunk:
         """Return rows `start` to `stop` over all matrices, as one array `[rows, in]`."""
-        rows = np.empty((stop - start, self.stored_rows), self.stored.dtype)
+        columns = np.empty((self.stored_rows, stop - start), self.stored.dtype)
         for matrix, first, last in self._stripes(start, stop):
             base = matrix * self.stored_rows
-            if last - first == self.row_group:
-                stripe = self.stored.read(base, base + self.stored_rows)
-            else:
-                stripe = np.empty((self.stored_rows, last - first), self.stored.dtype)
-                for row in range(self.stored_rows):
-                    self.stored.file.read_into(stripe[row], self._position(base + row, first))
             position = matrix * self.row_group + first - start
-            _transpose_into(rows[position : position + last - first], stripe)
-        return (rows,)
+            if last - first == self.row_group == stop - start:
+                self.stored.file.read_into(columns, self._position(base, 0))
+            elif last - first == self.row_group:
+                columns[:, position : position + last - first] = self.stored.read(base, base + self.stored_rows)
+            else:
+                for row in range(self.stored_rows):
+                    place = columns[row, position : position + last - first]
+                    self.stored.file.read_into(place, self._position(base + row, first))
+        return (columns.T,)
 
     def write(self, writer: FileWriter, start: int, chunk: Chunk) -> None:
         """Write `chunk`, one array `[rows, in]`, from row `start` on."""
@@ -211,8 +215,7 @@ class TransposedStorage:
         for matrix, first, last in self._stripes(start, start + len(rows)):
             base = matrix * self.stored_rows
             position = matrix * self.row_group + first - start
-            stripe = np.empty((self.stored_rows, last - first), self.stored.dtype)
-            _transpose_into(stripe, rows[position : position + last - first])
+            stripe = contiguous(rows[position : position + last - first], "F").T
             if last - first == self.row_group:
                 self.stored.write(writer, base, stripe)
             else:
@@ -233,7 +236,21 @@ class TransposedStorage:
         return self.stored.offset + stored_row * self.stored.row_nbytes + item * self.stored.dtype.itemsize
 
 
-def _transpose_into(target: Array, source: Array) -> None:
+def contiguous(rows: Array, order: Order) -> Array:
+    """Return the two-dimensional `rows` contiguous in memory order `order`; itself if it is so already."""
+    wanted = rows if order == "C" else rows.T
+    if not wanted.flags.c_contiguous:
+        lies_in_columns = wanted.strides[0] < wanted.strides[1]
+        turned = np.empty(wanted.shape, wanted.dtype)
+        if lies_in_columns:
+            transpose_into(turned, wanted.T)
+        else:
+            turned[:] = wanted
+        wanted = turned
+    return wanted if order == "C" else wanted.T
+
+
+def transpose_into(target: Array, source: Array) -> None:
     """Write the transpose of `source` into `target`, tile by tile so that both stay in cache."""
     tile = 192
     for row in range(0, source.shape[0], tile):
@@ -251,6 +268,7 @@ class InterleavedStorage:
     even: Storage
     odd: Storage
     axis: int
+    order: Order = field(default="C", init=False)
 
     @property
     def files(self) -> tuple[Path, ...]:

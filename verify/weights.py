@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from gptoss_convert.checkpoint import Checkpoint, Tensor
-from gptoss_convert.encodings import Array, Chunk, Float32, LossClass, loss_class
+from gptoss_convert.encodings import Array, Chunk, LossClass, loss_class
+from gptoss_convert.encodings.deviation import Deviation, deviation, squared_sum
 from gptoss_convert.errors import VerificationError
 
 STEP_BYTES = 1 << 20
 """Bytes of float32 values that are compared at once."""
-LARGEST_DECIBELS = 1000.0
-"""Stands for a ratio without bound, negative for noise where there should be zeros."""
-LARGEST_ERROR = 1e39
-"""Stands for the error of a number that became infinite or NaN: more than any two float32 numbers differ."""
 
 
 @dataclass(frozen=True)
@@ -79,35 +75,28 @@ def compare_tensor(reference: Tensor, artifact: Tensor) -> TensorComparison:
         InputError: a file is damaged.
     """
     found = LossClass.BYTE_EXACT
-    different = 0
-    largest_error = squared_error = squared_signal = 0.0
+    total = Deviation()
     for expected_chunk, chunk in _pairs_of_chunks(reference, artifact):
         with reference.named_errors():
             expected = reference.encoding.decode(expected_chunk)
-        squared_signal += _squared(expected)
         if reference.encoding == artifact.encoding and _same_bytes(expected_chunk, chunk):
+            total += Deviation(values=expected.size, squared_signal=squared_sum(expected))
             continue
         with artifact.named_errors():
             values = artifact.encoding.decode(chunk)
-        unequal = ~((expected == values) | (np.isnan(expected) & np.isnan(values)))
-        count = int(unequal.sum())
-        found = LossClass.worst((found, LossClass.LOSSY if count else LossClass.VALUE_EXACT))
-        different += count
-        if count:
-            error = np.abs(expected[unequal].astype(np.float64) - values[unequal])
-            error = np.nan_to_num(error, nan=LARGEST_ERROR, posinf=LARGEST_ERROR)
-            largest_error = max(largest_error, float(error.max()))
-            squared_error += float(np.square(error).sum())
+        piece = deviation(expected, values)
+        total += piece
+        found = LossClass.worst((found, LossClass.LOSSY if piece.different else LossClass.VALUE_EXACT))
     return TensorComparison(
         name=reference.name,
         reference=reference.encoding.name,
         artifact=artifact.encoding.name,
         expected=loss_class(reference.encoding, artifact.encoding),
         found=found,
-        values=math.prod(reference.shape),
-        different=different,
-        largest_error=largest_error,
-        signal_to_noise=_decibels(squared_signal, squared_error),
+        values=total.values,
+        different=total.different,
+        largest_error=total.largest_error,
+        signal_to_noise=total.signal_to_noise,
         least_signal_to_noise=artifact.encoding.least_signal_to_noise,
     )
 
@@ -132,15 +121,3 @@ def _same_bytes(left: Chunk, right: Chunk) -> bool:
 def _bits(part: Array) -> Array:
     """Return the part as unsigned integers, for which zeros of different sign differ and NaN equals itself."""
     return part.view(f"u{part.dtype.itemsize}")
-
-
-def _squared(values: Float32) -> float:
-    """Return the sum of the squares of all finite values."""
-    total = float(np.square(values, dtype=np.float64).sum())
-    return total if math.isfinite(total) else _squared(values[np.isfinite(values)])
-
-
-def _decibels(signal: float, noise: float) -> float | None:
-    if noise == 0:
-        return None
-    return 10 * math.log10(signal / noise) if signal > 0 else -LARGEST_DECIBELS

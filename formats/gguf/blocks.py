@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from gptoss_convert.checkpoint import FileWriter
-from gptoss_convert.encodings import Array, Chunk, Encoding
-from gptoss_convert.formats.storage import StoredArray
+from gptoss_convert.encodings import Array, Chunk, Encoding, Order
+from gptoss_convert.formats.storage import StoredArray, contiguous
 
 _MXFP4_RECORD = np.dtype([("scale", "u1"), ("codes", "V16")])
 _Q8_0_RECORD = np.dtype([("scale", "<f2"), ("codes", "V32")])
@@ -29,7 +29,7 @@ _BLOCKS_AT_ONCE = 16_384
 def pack(encoding: Encoding, chunk: Chunk) -> Array:
     """Return the rows of `chunk` as ggml stores them: contiguous, one row after the other."""
     if len(encoding.parts) == 1:
-        return np.ascontiguousarray(chunk[0])
+        return contiguous(chunk[0], "C")
     return _PACKERS[encoding.name](chunk)
 
 
@@ -108,6 +108,7 @@ class RecordStorage:
     """Bytes, one row of the tensor per row."""
     encoding: Encoding
     row_group: int = field(default=1, init=False)
+    order: Order = field(default="C", init=False)
 
     @property
     def files(self) -> tuple[Path, ...]:

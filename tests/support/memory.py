@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gptoss_convert.checkpoint import FileWriter, Tensor
-from gptoss_convert.encodings import ENCODINGS, Array, Chunk
+from gptoss_convert.encodings import ENCODINGS, Array, Chunk, Order
 
 PLACE = Path("model.safetensors")
 
@@ -19,6 +19,7 @@ class InMemory:
     parts: Chunk
     row_group: int = 1
     files: tuple[Path, ...] = (PLACE,)
+    order: Order = "C"
 
     def read(self, start: int, stop: int) -> Chunk:
         return tuple(part[start:stop] for part in self.parts)
@@ -55,11 +56,17 @@ class FilesInMemory:
 
 
 def zeros(
-    name: str, shape: tuple[int, ...], encoding: str = "f32", *, row_group: int = 1, file: Path = PLACE
+    name: str,
+    shape: tuple[int, ...],
+    encoding: str = "f32",
+    *,
+    row_group: int = 1,
+    order: Order = "C",
+    file: Path = PLACE,
 ) -> Tensor:
     """A tensor of zeros, which takes no memory."""
     rows = int(np.prod(shape[:-1]))
     codec = ENCODINGS[encoding]
     blocks = shape[-1] // codec.block
     parts = tuple(np.broadcast_to(np.zeros(1, p.dtype), (rows, blocks * p.per_block)) for p in codec.parts)
-    return Tensor(name, shape, codec, InMemory(parts, row_group, (file,)))
+    return Tensor(name, shape, codec, InMemory(parts, row_group, (file,), order))

@@ -19,16 +19,17 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.converters import execute as execute_module
 from gptoss_convert.converters.execute import (
     LEAST_MEMORY_PER_JOB,
-    STEP_BYTES,
+    SEGMENT_ROWS,
     Resources,
     Task,
+    TaskResult,
     execute,
     run_task,
     tasks,
 )
 from gptoss_convert.converters.plan import Plan, Transfer
 from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
-from gptoss_convert.encodings import Array
+from gptoss_convert.encodings import Array, Order
 from gptoss_convert.errors import BudgetError, InputError, OutputError
 from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.formats.gguf.names import gguf_names
@@ -208,11 +209,11 @@ def test_any_cut_writes_every_byte_once_and_the_same(
     transfer = next(t for t in plan.transfers if t.source.name.endswith(name))
     rows = transfer.source.rows
     whole, cut = FilesInMemory(), FilesInMemory()
-    written = run_task(Task(transfer, 0, rows, rows), whole)
+    written = run_task(Task(transfer, 0, rows, rows), whole).nbytes
     start = nbytes = 0
     while start < rows:
         stop = data.draw(st.integers(start + 1, rows))
-        nbytes += run_task(Task(transfer, start, stop, data.draw(st.integers(1, rows))), cut)
+        nbytes += run_task(Task(transfer, start, stop, data.draw(st.integers(1, rows))), cut).nbytes
         start = stop
     runs = whole.runs()
     assert cut.runs() == runs
@@ -227,28 +228,44 @@ def test_any_cut_writes_every_byte_once_and_the_same(
 # --- tasks
 
 
-def transfer_of(rows: int, columns: int, row_group: int, source: str, target: str) -> Transfer:
+def transfer_of(
+    shape: tuple[int, ...], source: str, target: str, *, row_group: int = 1, order: Order = "C"
+) -> Transfer:
     return Transfer(
-        zeros("t", (rows, columns), source, row_group=row_group), zeros("t", (rows, columns), target, row_group=1)
+        zeros("t", shape, source, row_group=row_group), zeros("t", shape, target, row_group=1, order=order)
     )
 
 
+def plan_of(*transfers: Transfer) -> Plan:
+    return Plan(source=Path(), source_format="", inputs=(), format="", files=(), transfers=transfers)
+
+
 @given(
-    rows=st.integers(1, 20_000),
+    matrices=st.integers(1, 5),
+    rows=st.integers(1, 6_000),
     columns=st.integers(1, 2000).map(lambda blocks: 32 * blocks),
-    row_group=st.integers(1, 6000),
+    in_groups=st.booleans(),
     source=st.sampled_from(["mxfp4", "bf16"]),
     target=st.sampled_from(["mxfp4", "bf16"]),
+    order=st.sampled_from(["C", "F"]),
     jobs=st.integers(1, 8),
     memory=st.integers(LEAST_MEMORY_PER_JOB, 64 << 20),
 )
 def test_tasks_cover_all_rows_once_and_keep_within_memory(
-    rows: int, columns: int, row_group: int, source: str, target: str, jobs: int, memory: int
+    matrices: int,
+    rows: int,
+    columns: int,
+    in_groups: bool,
+    source: str,
+    target: str,
+    order: Order,
+    jobs: int,
+    memory: int,
 ) -> None:
-    transfer = transfer_of(rows, columns, row_group, source, target)
-    plan = Plan(source=Path(), source_format="", inputs=(), format="", files=(), transfers=(transfer,) * 2)
+    shape = (matrices, rows, columns)
+    transfer = transfer_of(shape, source, target, row_group=rows if in_groups else 1, order=order)
     resources = Resources(jobs=jobs, memory=jobs * memory)
-    found = list(tasks(plan, resources))
+    found = list(tasks(plan_of(transfer, transfer), resources))
     assert found == 2 * found[: len(found) // 2]
     end = 0
     for task in found[: len(found) // 2]:
@@ -258,17 +275,27 @@ def test_tasks_cover_all_rows_once_and_keep_within_memory(
         end = task.stop
         height = task.stop - task.start
         step = min(task.step, height)
-        converting = step * (transfer.working_bytes_per_row - transfer.reading_bytes_per_row)
-        assert height == 1 or height * transfer.reading_bytes_per_row + converting <= memory
-        assert step == 1 or step * transfer.working_bytes_per_row <= STEP_BYTES
-    assert end == rows
+        held, working = height * transfer.holding_bytes_per_row, step * transfer.working_bytes_per_row
+        assert height <= SEGMENT_ROWS or transfer.gathers or held + working <= memory
+    assert end == matrices * rows
 
 
-@given(row_group=st.integers(1, 100), rows=st.integers(1, 5000))
-def test_tasks_keep_groups_that_fit_together(row_group: int, rows: int) -> None:
-    transfer = transfer_of(rows, 64, row_group, "bf16", "bf16")
-    plan = Plan(source=Path(), source_format="", inputs=(), format="", files=(), transfers=(transfer,))
-    assert all(task.start % row_group == 0 for task in tasks(plan, Resources(jobs=1)))
+@given(matrices=st.integers(1, 5), rows=st.integers(1, 500), columns=st.integers(1, 64), memory=st.integers(18, 24))
+def test_tasks_begin_at_matrices_or_at_segments_of_one(matrices: int, rows: int, columns: int, memory: int) -> None:
+    transfer = transfer_of((matrices, rows, 32 * columns), "bf16", "q8_0")
+    for task in tasks(plan_of(transfer), Resources(jobs=1, memory=1 << memory)):
+        first, last = task.start // rows, (task.stop - 1) // rows
+        assert first == last or (task.start % rows, task.stop % rows) == (0, 0)
+        assert task.start % rows % SEGMENT_ROWS == 0
+        assert task.step % SEGMENT_ROWS == 0 or (task.stop - task.start) % rows == 0
+
+
+def test_matrices_that_lie_in_columns_are_moved_whole_where_memory_allows() -> None:
+    expert = 5760 * 2880
+    transfer = transfer_of((4, 5760, 2880), "bf16", "bf16", row_group=5760, order="F")
+    assert [task.start for task in tasks(plan_of(transfer), Resources(jobs=1, memory=6 * expert))] == [
+        0, 5760, 11520, 17280,
+    ]  # fmt: skip
 
 
 def test_small_tensors_are_moved_in_one_piece(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
@@ -401,7 +428,7 @@ def test_interruption_leaves_nothing(plan: Plan, tmp_path: Path, error: type[Bas
 def test_no_task_runs_on_after_an_interruption(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, ended = [], []
 
-    def slow(task: Task, writer: Any) -> int:
+    def slow(task: Task, writer: Any) -> TaskResult:
         begun.append(task)
         time.sleep(0.02 * len(begun))
         ended.append(task)

@@ -11,11 +11,10 @@ from gptoss_convert.checkpoint import Tensor
 from gptoss_convert.converters.execute import execute
 from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
 from gptoss_convert.encodings import ENCODINGS, Array, LossClass
+from gptoss_convert.encodings.deviation import LARGEST_DECIBELS, LARGEST_ERROR
 from gptoss_convert.errors import InputError, VerificationError
 from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.verify.weights import (
-    LARGEST_DECIBELS,
-    LARGEST_ERROR,
     STEP_BYTES,
     TensorComparison,
     compare_tensor,
