@@ -16,21 +16,16 @@ CHAT_TEMPLATE = "chat_template.jinja"
 GENERATION_CONFIG = "generation_config.json"
 MODEL_CARD = "README.md"
 LICENSE = "LICENSE"
+SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 
-KNOWN = (
-    CONFIG,
-    TOKENIZER_JSON,
-    TOKENIZER_CONFIG,
-    CHAT_TEMPLATE,
-    GENERATION_CONFIG,
-    MODEL_CARD,
-    LICENSE,
-    "NOTICE",
-    "USAGE_POLICY",
-    "special_tokens_map.json",
-    "model.safetensors.index.json",
-    "dtypes.json",
-)
+SIDECAR = "mxfp4-scales.zip"
+MANIFEST = "manifest.json"
+
+TOKENIZER_FILES = (TOKENIZER_JSON, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, CHAT_TEMPLATE)
+"""Names of the files that make a tokenizer."""
+CARRIED = (*TOKENIZER_FILES, GENERATION_CONFIG, MODEL_CARD, LICENSE, "NOTICE", "USAGE_POLICY")
+"""Names of the files that mean the same whatever the layout of the weights, and travel with them."""
+KNOWN = (*CARRIED, CONFIG, "model.safetensors.index.json", "dtypes.json", SIDECAR, MANIFEST)
 """Names of files beside the weights."""
 
 LARGEST_TEXT = 16 << 20

@@ -19,6 +19,7 @@ from gptoss_convert.converters.recoding import NOTHING_FOUND, Findings
 from gptoss_convert.encodings import Chunk, LossClass
 from gptoss_convert.encodings.mxfp4_canonical import NOT_NAMED
 from gptoss_convert.errors import BudgetError
+from gptoss_convert.formats.scale_sidecar import ScaleSidecarWriter
 from gptoss_convert.formats.storage import FileRef, transpose_into
 
 STEP_BYTES = 2 << 20
@@ -97,6 +98,8 @@ class Report:
 
     tensors: tuple[TensorReport, ...]
     """In canonical order."""
+    named_scales: int = 0
+    """MXFP4 blocks whose scale is named beside the weights, since their values do not tell it."""
 
     @property
     def loss(self) -> LossClass:
@@ -219,21 +222,20 @@ class _Gathered:
 
 def _run(executor: Executor, plan: Plan, resources: Resources, outputs: Outputs, progress: Progress) -> Report:
     """Run all tasks with a short queue ahead of the workers, and put together what they found out, in order."""
+    for file in plan.files:
+        if file.copied is not None:
+            _copy(file.copied, file.path, outputs)
     pending: deque[tuple[Task, Future[TaskResult]]] = deque()
-    findings: dict[str, Findings] = {}
+    found = _Found(plan, outputs)
 
     def finish_oldest() -> None:
         task, future = pending[0]
         result = future.result()
         pending.popleft()
-        name = task.transfer.source.name
-        findings[name] = findings.get(name, NOTHING_FOUND) + result.findings
-        progress(name, result.nbytes)
+        found.add(task, result)
+        progress(task.transfer.source.name, result.nbytes)
 
     try:
-        for file in plan.files:
-            if file.copied is not None:
-                _copy(file.copied, file.path, outputs)
         for task in tasks(plan, resources):
             pending.append((task, executor.submit(run_task, task, outputs)))
             if len(pending) > 2 * resources.jobs:
@@ -242,7 +244,38 @@ def _run(executor: Executor, plan: Plan, resources: Resources, outputs: Outputs,
             finish_oldest()
     finally:
         wait([future for _, future in pending if not future.cancel()])  # none may write to files that are closed
-    return Report(tuple(TensorReport(transfer, findings[transfer.source.name]) for transfer in plan.transfers))
+        found.close()
+    return found.report()
+
+
+class _Found:
+    """Puts together, in the order of the plan, what tasks found out."""
+
+    def __init__(self, plan: Plan, outputs: Outputs) -> None:
+        self._plan = plan
+        self._findings: dict[str, Findings] = {}
+        path = plan.scale_sidecar
+        self._sidecar = None if path is None else ScaleSidecarWriter(outputs.temporary(path))
+
+    def add(self, task: Task, result: TaskResult) -> None:
+        name = task.transfer.source.name
+        self._findings[name] = self._findings.get(name, NOTHING_FOUND) + result.findings
+        if self._sidecar is not None and result.named_scales is not None:
+            rows = task.transfer.source.shape[-2]
+            for matrix in range(task.start // rows, -(-task.stop // rows)):
+                first = max(matrix * rows - task.start, 0)
+                last = (matrix + 1) * rows - task.start
+                self._sidecar.add(name, matrix, result.named_scales[first:last])
+
+    def close(self) -> None:
+        if self._sidecar is not None:
+            self._sidecar.close()
+
+    def report(self) -> Report:
+        return Report(
+            tuple(TensorReport(transfer, self._findings[transfer.source.name]) for transfer in self._plan.transfers),
+            named_scales=0 if self._sidecar is None else self._sidecar.blocks,
+        )
 
 
 def _copy(source: FileRef, path: Path, writer: FileWriter) -> None:
