@@ -18,9 +18,10 @@ from gptoss_convert.converters.plan import Plan, Transfer
 from gptoss_convert.converters.recoding import NOTHING_FOUND, Findings
 from gptoss_convert.encodings import Chunk, LossClass
 from gptoss_convert.encodings.mxfp4_canonical import NOT_NAMED
+from gptoss_convert.encodings.transpose import transpose_into
 from gptoss_convert.errors import BudgetError
 from gptoss_convert.formats.scale_sidecar import ScaleSidecarWriter
-from gptoss_convert.formats.storage import FileRef, transpose_into
+from gptoss_convert.formats.storage import FileRef
 
 STEP_BYTES = 2 << 20
 """Working memory per step; larger steps fall out of the cache without saving system calls."""

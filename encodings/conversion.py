@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gptoss_convert.encodings.base import Chunk, Encoding, Order
+from gptoss_convert.encodings.mxfp4_to_bf16 import decode_to_bf16
 
 _FLOAT32_TEMPORARIES = 8
 """Arrays of float32 values that a conversion by float32 holds at once, at most."""
+
+
+def _mxfp4_to_bf16(chunk: Chunk, order: Order) -> Chunk:
+    return (decode_to_bf16(*chunk, order),)
+
+
+_DIRECT: dict[tuple[str, str], Callable[[Chunk, Order], Chunk]] = {("mxfp4", "bf16"): _mxfp4_to_bf16}
+"""Kernels by source and target; their temporaries are bounded, however many rows they are given."""
 
 
 def convert(chunk: Chunk, source: Encoding, target: Encoding, order: Order = "C") -> Chunk:
@@ -18,9 +29,14 @@ def convert(chunk: Chunk, source: Encoding, target: Encoding, order: Order = "C"
     """
     if source == target:
         return chunk
+    direct = _DIRECT.get((source.name, target.name))
+    if direct is not None:
+        return direct(chunk, order)
     return target.encode(source.decode(chunk))
 
 
 def temporary_bytes(source: Encoding, target: Encoding, columns: int) -> int:
     """Return an upper estimate of the memory that converting a row takes, besides the row and the result."""
-    return 0 if source == target else _FLOAT32_TEMPORARIES * 4 * columns
+    if source == target or (source.name, target.name) in _DIRECT:
+        return 0
+    return _FLOAT32_TEMPORARIES * 4 * columns

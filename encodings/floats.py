@@ -9,6 +9,11 @@ import numpy as np
 
 from gptoss_convert.encodings.base import Array, Chunk, Encoding, EncodingError, Float32, Part, Span
 
+_STEP = 1 << 15
+"""Numbers that are rounded at once, so that they stay in the second-level cache."""
+_FIRST_THAT_ROUNDS_TO_INFINITY = 0x7F7F_8000
+"""Bits of the smallest float32 that bfloat16 has no finite number for; NaN and infinity lie above."""
+
 
 class _Float(Encoding):
     """An encoding that has a code for every value within its span."""
@@ -76,14 +81,31 @@ class BF16(_Float):
 
         Rounding as in ggml's `ggml_compute_fp32_to_bf16` (ggml-impl.h), so that results are the same bits.
         """
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        halves = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-        special = (bits & 0x7F80_0000) == 0x7F80_0000
-        if special.any():
-            quiet_nan = np.where((bits & 0x007F_FFFF) != 0, np.uint32(0x0040), np.uint32(0))
-            halves = np.where(special, ((bits >> 16) | quiet_nan).astype(np.uint16), halves)
-        _refuse_overflow((halves & 0x7FFF) == 0x7F80, values, self)
+        values = np.ascontiguousarray(values, np.float32)
+        halves = np.empty(values.shape, np.uint16)
+        numbers, rounded = values.reshape(-1), halves.reshape(-1)
+        scratch = np.empty(min(_STEP, numbers.size), np.uint32)
+        for start in range(0, numbers.size, _STEP):
+            piece = slice(start, start + _STEP)
+            self._round(rounded[piece], numbers[piece], scratch)
         return (halves,)
+
+    def _round(self, halves: Array, values: Float32, scratch: Array) -> None:
+        bits = values.view(np.uint32)
+        sums = scratch[: bits.size]
+        np.bitwise_and(bits, 0x7FFF_FFFF, out=sums)
+        special = sums.max() >= _FIRST_THAT_ROUNDS_TO_INFINITY
+        np.right_shift(bits, 16, out=sums)
+        sums &= 1
+        sums += 0x7FFF
+        sums += bits
+        sums >>= 16
+        np.copyto(halves, sums, casting="unsafe")
+        if special:
+            not_finite = (bits & 0x7F80_0000) == 0x7F80_0000
+            quiet_nan = np.where((bits & 0x007F_FFFF) != 0, np.uint32(0x0040), np.uint32(0))
+            halves[not_finite] = ((bits >> 16) | quiet_nan)[not_finite]
+            _refuse_overflow((halves & 0x7FFF) == 0x7F80, values, self)
 
 
 def _refuse_overflow(infinite: Array, values: Float32, encoding: Encoding) -> None:

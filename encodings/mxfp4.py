@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_convert.encodings.base import Chunk, Encoding, EncodingError, Float32, Part, Span, split_blocks
+from gptoss_convert.encodings.base import Array, Chunk, Encoding, EncodingError, Float32, Part, Span, split_blocks
 
 BLOCK = 32
 SCALE_BIAS = 127
@@ -30,7 +30,32 @@ CODE_VALUES = np.concatenate([MAGNITUDES, -MAGNITUDES])
 EMAX_ELEMENT = 2
 """Exponent of the largest E2M1 magnitude, 6 = 1.5 * 2**2."""
 
-_BYTE_VALUES = np.stack([CODE_VALUES[np.arange(256) & 15], CODE_VALUES[np.arange(256) >> 4]], axis=1)
+_LOOK_UP_BYTES = 256 << 10
+"""Indices that are made and used at once, so that they stay in the cache."""
+
+
+def _pair_values() -> Float32:
+    """Return two numbers for every index `scale << 8 | byte`, `[65536, 2]`; those beyond float32 are infinite."""
+    with np.errstate(over="ignore"):
+        values = np.ldexp(CODE_VALUES, np.arange(256)[:, None] - SCALE_BIAS)
+    byte = np.arange(256)
+    return np.stack([values[:, byte & 15], values[:, byte >> 4]], axis=-1).reshape(-1, 2)
+
+
+PAIR_VALUES = _pair_values()
+
+
+def look_up_pairs(table: Array, codes: Array, scales: Array, out: Array) -> None:
+    """Fill `out` `[rows, columns / 2]` with the item `scale << 8 | byte` of `table` for every packed byte."""
+    step = max(_LOOK_UP_BYTES // max(2 * codes.shape[1], 1), 1)
+    for start in range(0, len(codes), step):
+        rows = slice(start, start + step)
+        high = scales[rows].astype(np.uint16)
+        high <<= 8
+        few = codes[rows]
+        index = few.reshape(*high.shape, BLOCK // 2) | high[..., None]
+        # No index is out of range; "wrap" saves numpy from buffering the output.
+        np.take(table, index.reshape(few.shape), out=out[rows], mode="wrap")
 
 
 class MXFP4(Encoding):
@@ -52,14 +77,11 @@ class MXFP4(Encoding):
         """Return the values as float32 `[rows, columns]`, exact for every code; the sign of zero is kept."""
         codes, scales = chunk
         self.check(chunk)
-        rows, columns = codes.shape[0], codes.shape[1] * 2
-        values: Float32 = np.take(_BYTE_VALUES, codes, axis=0).reshape(rows, columns // BLOCK, BLOCK)
-        exponents = scales.astype(np.int32) - SCALE_BIAS
-        with np.errstate(over="ignore"):
-            values = np.ldexp(values, exponents[..., None])
+        values = np.empty((codes.shape[0], 2 * codes.shape[1]), np.float32)
+        look_up_pairs(PAIR_VALUES.view(np.uint64)[:, 0], codes, scales, values.view(np.uint64))
         if (scales > LARGEST_EXACT_SCALE).any() and not np.isfinite(values).all():
             raise EncodingError(f"scale byte {scales.max()} with a code beyond the largest float32 number")
-        return values.reshape(rows, columns)
+        return values
 
     def encode(self, values: Float32) -> Chunk:
         """Quantise with, block by block, the scale of the smaller squared error.

@@ -17,6 +17,7 @@ import numpy as np
 
 from gptoss_convert.checkpoint import FileWriter, Storage
 from gptoss_convert.encodings import Array, Chunk, Order
+from gptoss_convert.encodings.transpose import transpose_into
 from gptoss_convert.errors import InputError
 
 OPEN_FILES = 64
@@ -248,14 +249,6 @@ def contiguous(rows: Array, order: Order) -> Array:
             turned[:] = wanted
         wanted = turned
     return wanted if order == "C" else wanted.T
-
-
-def transpose_into(target: Array, source: Array) -> None:
-    """Write the transpose of `source` into `target`, tile by tile so that both stay in cache."""
-    tile = 192
-    for row in range(0, source.shape[0], tile):
-        for column in range(0, source.shape[1], tile):
-            target[column : column + tile, row : row + tile] = source[row : row + tile, column : column + tile].T
 
 
 @dataclass(frozen=True)
