@@ -160,6 +160,8 @@ def print_inspection(inspection: Inspection) -> None:
     for key in ("name", "author", "organization", "license", "source_revision"):
         if said is not None and (value := getattr(said, key)):
             rows[key.replace("_", " ")] = value
+    if inspection.hash is not None:
+        rows["canonical hash"] = inspection.hash.model
     for key, value in (rows | dict(inspection.details)).items():
         facts.add_row(printable(key), printable(value))
     console.print(facts)

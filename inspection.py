@@ -7,13 +7,16 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptoss_convert.checkpoint import Checkpoint, ModelConfig, Role, inventory
 from gptoss_convert.description import Description
 from gptoss_convert.errors import GptossConvertError, InputError
 from gptoss_convert.formats import format_named
 from gptoss_convert.tokenizer import TokenKind, Vocabulary
+
+if TYPE_CHECKING:
+    from gptoss_convert.canonical_hash import CheckpointHash
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Inspection:
     description: Description | None
     details: Mapping[str, str]
     problems: tuple[GptossConvertError, ...]
+    hash: CheckpointHash | None = None
+    """None unless it was asked for: all tensor data must be read for it."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as JSON-ready data."""

@@ -1,8 +1,10 @@
 """`gptoss-convert inspect`."""
 
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -210,6 +212,46 @@ def test_output_does_not_depend_on_the_hash_seed(samples: Samples, tmp_path: Pat
     assert len(outputs) == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_form_of_a_model_has_the_same_hash(kind: Kind, samples: Samples) -> None:
+    outcome = run_here("inspect", samples.path(kind), "--hash", "--json")
+    expected = run_here("inspect", samples.path("huggingface"), "--hash", "--json")
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+    document = json.loads(outcome.stdout)
+    assert document["hash"] == json.loads(expected.stdout)["hash"]
+    assert document["hash"].keys() == {"model", "tensors"}
+    assert len(document["hash"]["tensors"]) == 17 * SHAPE.layers + 3
+    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in document["hash"]["tensors"].values())
+
+
+def test_hash_of_a_model_is_that_of_the_listed_tensors(samples: Samples) -> None:
+    document = json.loads(run_here("inspect", samples.path("gguf"), "--hash", "--json").stdout)["hash"]
+    listing = "".join(f"{value}  {name}\n" for name, value in sorted(document["tensors"].items()))
+    assert document["model"] == hashlib.sha256(listing.encode()).hexdigest()
+
+
+def test_table_shows_the_hash(samples: Samples) -> None:
+    outcome = run_here("inspect", samples.path("gguf"), "--hash")
+    expected = json.loads(run_here("inspect", samples.path("gguf"), "--hash", "--json").stdout)["hash"]["model"]
+    (line,) = (line for line in outcome.stdout.splitlines() if line.startswith("canonical hash "))
+    assert line.split() == ["canonical", "hash", expected]
+
+
+def test_unsound_models_are_not_hashed(samples: Samples, tmp_path: Path) -> None:
+    outcome = run_here("inspect", broken(samples, tmp_path), "--hash", "--json")
+    document = json.loads(outcome.stdout)
+    assert outcome.exit_code == 1
+    assert document["hash"] is None
+    assert len(document["problems"]) == 17
+
+
+def test_foreign_encodings_are_not_hashed(tmp_path: Path) -> None:
+    outcome = run_here("inspect", foreign(tmp_path, {"output.weight": "Q6_K"}), "--hash")
+    assert outcome.exit_code == 4
+    assert "lm_head.weight" in outcome.stderr
+    assert "q6_k" in outcome.stderr
+
+
 def test_no_tensor_data_is_read(samples: Samples, tmp_path: Path) -> None:
     """With every scale 255, reading any expert would be an error."""
     source = samples.copy("huggingface", tmp_path)
@@ -219,5 +261,6 @@ def test_no_tensor_data_is_read(samples: Samples, tmp_path: Path) -> None:
     ]
     write_safetensors(path, entries)
     assert run_here("inspect", source).exit_code == 0
+    assert run_here("inspect", source, "--hash").exit_code == 3
     assert run_here("to-gguf", source, "-o", tmp_path / "x.gguf", "--dry-run").exit_code == 0
     assert run_here("to-gguf", source, "-o", tmp_path / "x.gguf").exit_code == 3
