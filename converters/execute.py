@@ -274,7 +274,9 @@ class _Found:
 
     def report(self) -> Report:
         return Report(
-            tuple(TensorReport(transfer, self._findings[transfer.source.name]) for transfer in self._plan.transfers),
+            tuple(
+                TensorReport(transfer, self._findings[transfer.source.name]) for transfer in self._plan.transfers
+            ),
             named_scales=0 if self._sidecar is None else self._sidecar.blocks,
         )
 

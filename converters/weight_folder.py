@@ -1,4 +1,4 @@
-"""What the recipes for folders of safetensors files share: transfers, small files, and those that are carried over."""
+"""What the recipes for folders of safetensors files share: transfers, small files, and files that are carried over."""
 
 from __future__ import annotations
 
@@ -155,7 +155,8 @@ def _weight_files(weights: WeightFolder, transfers: Sequence[Transfer]) -> list[
             )
             entries[part.file.path].append(entry)
     return [
-        PlannedFile(file.path, file.size, header, tuple(entries[file.path])) for file, header in weights.layout.files
+        PlannedFile(file.path, file.size, header, tuple(entries[file.path]))
+        for file, header in weights.layout.files
     ]
 
 

@@ -12,7 +12,8 @@ _FLOAT32_TEMPORARIES = 8
 
 
 def _mxfp4_to_bf16(chunk: Chunk, order: Order) -> Chunk:
-    return (decode_to_bf16(*chunk, order),)
+    codes, scales = chunk
+    return (decode_to_bf16(codes, scales, order),)
 
 
 _DIRECT: dict[tuple[str, str], Callable[[Chunk, Order], Chunk]] = {("mxfp4", "bf16"): _mxfp4_to_bf16}

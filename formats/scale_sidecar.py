@@ -1,11 +1,11 @@
 """The file that names the scales of MXFP4 blocks beside weights that were decoded from them.
 
-Decoded values tell the scale of a block only if the block is canonical (`gptoss_convert.encodings.mxfp4_canonical`).
-The scales of all others are kept in a ZIP archive, so that quantising can restore every byte: a member for each
-matrix that has such blocks, called by the tensor's canonical name, `/` and the index of the matrix. It holds a bit
-for every block, row by row, the first one in the highest bit of the first byte, which is set where a scale is named,
-and then the named scales, a byte each. The names are advice: a scale is used only for a block that it suits, so a
-file that has become stale does no harm.
+Decoded values tell the scale of a block only if the block is canonical, as `encodings.mxfp4_canonical` has it. The
+scales of all others are kept in a ZIP archive, so that quantising can restore every byte: a member for each matrix
+that has such blocks, called by the tensor's canonical name, `/` and the index of the matrix. It holds a bit for
+every block, row by row, the first one in the highest bit of the first byte, which is set where a scale is named, and
+then the named scales, a byte each. The names are advice: a scale is used only for a block that it suits, so a file
+that has become stale does no harm.
 """
 
 from __future__ import annotations
