@@ -19,8 +19,8 @@ import numpy as np
 
 from gptoss_convert.checkpoint import Checkpoint, Tensor
 from gptoss_convert.encodings import ENCODINGS, Array, Chunk, Encoding
-from gptoss_convert.encodings.mxfp4 import BLOCK
 from gptoss_convert.encodings.mxfp4_canonical import canonical_blocks, recover_blocks
+from gptoss_convert.encodings.mxfp4_format import BLOCK
 from gptoss_convert.encodings.transpose import row_major
 from gptoss_convert.errors import UnsupportedError
 

@@ -17,7 +17,7 @@ from gptoss_convert.converters.output import Outputs, check_destination, new_out
 from gptoss_convert.converters.plan import Plan, Transfer
 from gptoss_convert.converters.recoding import NOTHING_FOUND, Findings
 from gptoss_convert.encodings import Chunk, LossClass
-from gptoss_convert.encodings.mxfp4_canonical import NOT_NAMED
+from gptoss_convert.encodings.mxfp4_format import NOT_NAMED
 from gptoss_convert.encodings.transpose import transpose_into
 from gptoss_convert.errors import BudgetError
 from gptoss_convert.formats.scale_sidecar import ScaleSidecarWriter
@@ -166,7 +166,9 @@ def _rows_of_task(transfer: Transfer, matrix: int, memory: int) -> tuple[int, in
     holding, working = transfer.holding_bytes_per_row, transfer.working_bytes_per_row
     step = _whole_segments(min(STEP_BYTES, memory) // (holding + working))
     group = transfer.row_group
-    rows = min(-(-step // group) * group, max((memory - step * working) // holding, 1))
+    wanted = -(-step // group) * group
+    fitting = memory // (holding + working) if transfer.in_one_step else (memory - step * working) // holding
+    rows = min(wanted, max(fitting, 1))
     rows = rows - rows % matrix if rows >= matrix else min(_whole_segments(rows), matrix)
     return rows, rows if transfer.in_one_step else step
 

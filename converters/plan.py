@@ -50,13 +50,14 @@ class Transfer:
 
     @property
     def in_one_step(self) -> bool:
-        """Whether all rows of a task are recoded at once: they are gathered anyway, and it takes no memory."""
-        return self.gathers and not self.recoding.temporary_bytes(self.source, self.target)
+        """Whether all rows of a task are recoded at once: that takes no memory, and they are held anyway."""
+        light = not self.recoding.temporary_bytes(self.source, self.target)
+        return light and (self.gathers or self.source.storage.order == "F")
 
     @property
     def working_bytes_per_row(self) -> int:
         """Upper estimate of the memory that a row takes on top while it is converted and written."""
-        if self.in_one_step:
+        if self.gathers and self.in_one_step:
             return 0
         return self._written + self.recoding.temporary_bytes(self.source, self.target)
 

@@ -6,33 +6,47 @@ were not canonical. It is a plain value, so that it can be sent to another proce
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_convert.checkpoint import Tensor
+from gptoss_convert.converters.survival import Survival, survival
 from gptoss_convert.encodings import Chunk, LossClass, convert, loss_class
 from gptoss_convert.encodings.conversion import temporary_bytes
 from gptoss_convert.encodings.deviation import Deviation, deviation
 from gptoss_convert.encodings.mxfp4_canonical import noncanonical_scales
+from gptoss_convert.encodings.mxfp4_quantiser import QuantisationFigures, ScaleRule, quantise
+
+NO_DEVIATION = Deviation()
+NO_FIGURES = QuantisationFigures()
+NO_SURVIVAL = Survival()
 
 
 @dataclass(frozen=True)
 class Findings:
     """What a recoding found out about some rows; sums over the pieces of a tensor."""
 
-    deviation: Deviation = field(default_factory=Deviation)
+    deviation: Deviation = NO_DEVIATION
     """What rounding did; empty where the encodings promise that nothing is rounded."""
+    quantisation: QuantisationFigures = NO_FIGURES
+    """What quantising to MXFP4 did; empty for other encodings."""
+    survival: Survival = NO_SURVIVAL
+    """What is left of a fine-tune; empty where no base is known."""
 
     def __add__(self, other: Findings) -> Findings:
-        return Findings(self.deviation + other.deviation)
+        return Findings(
+            self.deviation + other.deviation,
+            self.quantisation + other.quantisation,
+            self.survival + other.survival,
+        )
 
     @property
     def changed(self) -> bool:
         """Whether any value was rounded to another."""
-        return self.deviation.different > 0
+        return self.deviation.different > 0 or self.quantisation.squared_error > 0
 
 
 NOTHING_FOUND = Findings()
@@ -52,7 +66,10 @@ class Recoding(Protocol):
     """Turns chunks of one tensor into chunks of another."""
 
     def temporary_bytes(self, source: Tensor, target: Tensor) -> int:
-        """Return an upper estimate of the memory that a row takes, besides its chunk and the result."""
+        """Return an upper estimate of the memory that a row takes, besides its chunk and the result.
+
+        0 says that the recoding works in pieces of its own, so that it is best given all rows of a task.
+        """
 
     def recode(self, source: Tensor, target: Tensor, start: int, chunk: Chunk) -> Recoded:
         """Return `chunk`, the rows of `source` from `start` on, in the encoding of `target`.
@@ -92,6 +109,45 @@ class NamingRecoding:
         """Return `chunk` decoded."""
         recoded = PLAIN.recode(source, target, start, chunk)
         return Recoded(recoded.chunk, recoded.findings, noncanonical_scales(*chunk))
+
+
+class ScaleNames(Protocol):
+    """Where scales are named that blocks should keep if they suit them."""
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return the scales of rows `start` to `stop`, 255 where none is named."""
+
+
+@dataclass(frozen=True)
+class QuantisingRecoding:
+    """Quantises to MXFP4 by a rule; blocks keep the scale that is named for them where it is as good."""
+
+    rule: ScaleRule
+    named: ScaleNames | None = None
+    base: Tensor | None = None
+    """The tensor in MXFP4 that this one was tuned from: it names every scale, and what is left is measured."""
+
+    def temporary_bytes(self, source: Tensor, target: Tensor) -> int:
+        """Return nothing for bfloat16, and arrays of float32 where there are such."""
+        arrays = (0 if source.encoding.name == "bf16" else 1) + (0 if self.base is None else 6)
+        return 4 * source.columns * arrays
+
+    def recode(self, source: Tensor, target: Tensor, start: int, chunk: Chunk) -> Recoded:
+        """Return `chunk` quantised."""
+        stop = start + len(chunk[0])
+        base = None if self.base is None else self.base.read(start, stop)
+        named = base[1] if base is not None else None if self.named is None else self.named.read(start, stop)
+        with source.named_errors():
+            values = chunk[0] if source.encoding.name == "bf16" else source.encoding.decode(chunk)
+            quantised = quantise(values, self.rule, named)
+        result = (quantised.codes, quantised.scales)
+        if base is None or self.base is None:
+            return Recoded(result, Findings(quantisation=quantised.figures))
+        with self.base.named_errors():
+            left = survival(
+                self.base.encoding.decode(base), source.encoding.decode(chunk), target.encoding.decode(result)
+            )
+        return Recoded(result, Findings(quantisation=quantised.figures, survival=left))
 
 
 PLAIN = PlainRecoding()

@@ -1,4 +1,4 @@
-"""What the recipes for folders of safetensors files share: transfers, small files, and files that are carried over."""
+"""What the recipes for folders of safetensors files share: transfers, small files, files that are carried over."""
 
 from __future__ import annotations
 
@@ -81,6 +81,7 @@ def plan_weight_folder(
     carried: Carried,
     texts: Mapping[str, bytes],
     notes: Sequence[str],
+    inputs: Sequence[Path] = (),
 ) -> Plan:
     """Return the plan for a folder.
 
@@ -93,6 +94,7 @@ def plan_weight_folder(
         carried: files that travel from the source.
         texts: contents of further files by name, such as the configuration.
         notes: what the user should know.
+        inputs: files and folders that are read besides those of the source.
     """
     transfers = tuple(
         Transfer(source, target, recoding(source, target))
@@ -108,7 +110,7 @@ def plan_weight_folder(
     return Plan(
         source=checkpoint.path,
         source_format=checkpoint.format,
-        inputs=(checkpoint.path, *checkpoint.files, *checkpoint.assets.paths(), *carried.copies.values()),
+        inputs=(checkpoint.path, *checkpoint.files, *checkpoint.assets.paths(), *carried.copies.values(), *inputs),
         format=format_name,
         folder=folder.absolute(),
         files=tuple(replace(file, path=folder.absolute() / file.path.name) for file in files),

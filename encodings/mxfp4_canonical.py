@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_convert.encodings.base import Array, Chunk, EncodingError
-from gptoss_convert.encodings.mxfp4 import BLOCK, EMAX_ELEMENT, LARGEST_EXACT_SCALE, MXFP4, SCALE_BIAS
+from gptoss_convert.encodings.mxfp4 import MXFP4
+from gptoss_convert.encodings.mxfp4_format import BLOCK, EMAX_ELEMENT, LARGEST_EXACT_SCALE, NOT_NAMED, SCALE_BIAS
 from gptoss_convert.encodings.transpose import transposed
 
 _BLOCKS_AT_ONCE = 8192
@@ -36,9 +37,6 @@ _CODE_OF_HALVES = np.full(16, _NOT_A_CODE, np.uint8)
 _CODE_OF_HALVES[[0, 1, 2, 3, 4, 6, 8, 12]] = range(8)
 
 Bits16 = NDArray[np.uint16]
-
-NOT_NAMED = 255
-"""Stands for the scale of a canonical block, which its values tell."""
 
 
 def noncanonical_scales(codes: Array, scales: Array) -> NDArray[np.uint8] | None:

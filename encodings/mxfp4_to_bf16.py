@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_convert.encodings.base import Array, EncodingError
-from gptoss_convert.encodings.mxfp4 import BLOCK, LARGEST_EXACT_SCALE, MXFP4, PAIR_VALUES, look_up_pairs
+from gptoss_convert.encodings.mxfp4 import MXFP4, PAIR_VALUES, look_up_pairs
+from gptoss_convert.encodings.mxfp4_format import BLOCK, LARGEST_EXACT_SCALE
 from gptoss_convert.encodings.transpose import transpose_into
 
 SCRATCH_BYTES = 768 << 10

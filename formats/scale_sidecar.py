@@ -3,9 +3,9 @@
 Decoded values tell the scale of a block only if the block is canonical, as `encodings.mxfp4_canonical` has it. The
 scales of all others are kept in a ZIP archive, so that quantising can restore every byte: a member for each matrix
 that has such blocks, called by the tensor's canonical name, `/` and the index of the matrix. It holds a bit for
-every block, row by row, the first one in the highest bit of the first byte, which is set where a scale is named, and
-then the named scales, a byte each. The names are advice: a scale is used only for a block that it suits, so a file
-that has become stale does no harm.
+every block, row by row, the first one in the highest bit of the first byte, which is set where a scale is named,
+and then the named scales, a byte each. The names are advice: a scale is used only for a block that it suits, so a
+file that has become stale does no harm.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_convert.assets import SIDECAR
-from gptoss_convert.encodings.mxfp4_canonical import NOT_NAMED
+from gptoss_convert.encodings.mxfp4_format import NOT_NAMED
 from gptoss_convert.errors import InputError, OutputError
 from gptoss_convert.formats.storage import FileRef
 

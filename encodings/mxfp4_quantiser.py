@@ -1,0 +1,497 @@
+"""Quantisation to MXFP4: the choice of a block's scale, the codes, and how much is lost.
+
+Source: OCP Microscaling Formats (MX) Specification v1.0, section 6.3, for the floor rule and the rounding of
+elements; docs/quantisation.md says who uses which rule.
+
+Whatever the rule, the scale is 2**k or 2**(k + 1) with k = floor(log2(largest)) - 2: below, the largest numbers are
+cut off at 6 * 2**(k - 1), and above, half of the codes are not used. So both errors of a block tell what every rule
+does, and a wider search finds nothing better.
+
+The work is done on numbers cut to the sixteen bits of bfloat16. A sticky bit in the last place stands for the bits
+that a float32 number has beyond, and since no boundary between two codes and no boundary of a rule has that bit,
+all decisions are those of the whole number. A number's distance from its block's scale, counted in steps of
+bfloat16, is the index of tables of codes and of squared errors; with bfloat16 all sums of errors are exact.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_convert.encodings.base import Array, EncodingError
+from gptoss_convert.encodings.mxfp4_format import (
+    BLOCK,
+    EMAX_ELEMENT,
+    LARGEST_EXACT_SCALE,
+    MAGNITUDES,
+    NOT_NAMED,
+    SCALE_BIAS,
+)
+from gptoss_convert.encodings.transpose import transpose_into, transposed
+
+_TILE = 1 << 17
+"""Numbers that are quantised side by side: all temporaries, about 10 bytes for each, stay in second-level cache."""
+_MOST_LANES = 1024
+_CODES_PER_WORD = 4
+_WORDS_PER_BLOCK = BLOCK // _CODES_PER_WORD
+
+_BINADE = 1 << 7
+"""Steps of bfloat16 from a power of two to the next."""
+_DEPTH = 13
+"""Binades below the scale that tables reach; a number further down is zero, and its square does not count."""
+_STEPS = (_DEPTH + 3) * _BINADE
+_SIX = (_DEPTH + 2) * _BINADE + _BINADE // 2
+"""Distance of the number 6 * 2**k."""
+_LEAST_EXPONENT, _LARGEST_EXPONENT = _DEPTH + 3, 253
+"""Exponent fields of largest numbers for which all distances and both scales are in range."""
+_SPECIAL_EXPONENT = 255
+_SAFE_EXPONENT = 40
+"""Squares of numbers with a smaller exponent, and sums of many, are far from the ends of float32."""
+
+Bits16 = NDArray[np.uint16]
+
+
+class ScaleRule(enum.StrEnum):
+    """How the scale 2**k of a block is chosen from its largest magnitude, m * 2**e with 1 <= m < 2."""
+
+    MSE = "mse"
+    """The one of e - 2 and e - 1 with the smaller squared error, e - 2 in a tie."""
+    EVEN = "even"
+    """e - 2, or e - 1 from m = 1.75 on, where the largest magnitude rounds up to a power of two."""
+    FLOOR = "floor"
+    """e - 2: the rule of the specification; cuts off magnitudes with m > 1.5."""
+    RCEIL = "rceil"
+    """e - 2, or e - 1 if m > 1.5: nothing is cut off."""
+    CEIL = "ceil"
+    """e - 2 for powers of two, else e - 1."""
+
+
+_LEAST_RAISED: Mapping[ScaleRule, int] = {
+    ScaleRule.EVEN: 3 * _BINADE // 4,
+    ScaleRule.FLOOR: _BINADE,
+    ScaleRule.RCEIL: _BINADE // 2 + 1,
+    ScaleRule.CEIL: 1,
+}
+"""Mantissa of the largest magnitude, in steps of bfloat16, from which on a rule takes the larger scale."""
+
+
+@dataclass(frozen=True)
+class QuantisationFigures:
+    """What quantising did; sums over the pieces of a tensor."""
+
+    values: int = 0
+    squared_signal: float = 0.0
+    squared_error: float = 0.0
+    squared_error_by_rule: Mapping[ScaleRule, float] = field(default_factory=dict)
+    """What each rule would have made of the same blocks, without scales to keep."""
+    clipped_values: int = 0
+    """Values beyond the largest code of their block."""
+    clipped_blocks: int = 0
+    """Blocks with such a value."""
+    kept_blocks: int = 0
+    """Blocks that took the scale that was named for them."""
+
+    def __add__(self, other: QuantisationFigures) -> QuantisationFigures:
+        rules = self.squared_error_by_rule.keys() | other.squared_error_by_rule.keys()
+        return QuantisationFigures(
+            self.values + other.values,
+            self.squared_signal + other.squared_signal,
+            self.squared_error + other.squared_error,
+            {
+                rule: self.squared_error_by_rule.get(rule, 0.0) + other.squared_error_by_rule.get(rule, 0.0)
+                for rule in ScaleRule
+                if rule in rules
+            },
+            self.clipped_values + other.clipped_values,
+            self.clipped_blocks + other.clipped_blocks,
+            self.kept_blocks + other.kept_blocks,
+        )
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return self.values // BLOCK
+
+    @property
+    def relative_error(self) -> float:
+        """Root of the squared error relative to the squared values; 0 if every value is exact."""
+        return self.relative_error_of(self.squared_error)
+
+    def relative_error_of(self, squared_error: float) -> float:
+        """Return the relative error that a squared error means for these values."""
+        return math.sqrt(squared_error / self.squared_signal) if squared_error else 0.0
+
+    @property
+    def signal_to_noise(self) -> float | None:
+        """Signal-to-quantisation-noise ratio in dB; None if every value is exact."""
+        return None if self.squared_error == 0 else -20 * math.log10(self.relative_error)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Numbers in MXFP4."""
+
+    codes: NDArray[np.uint8]
+    """`[rows, columns / 2]`, C-contiguous."""
+    scales: NDArray[np.uint8]
+    """`[rows, columns / 32]`, C-contiguous."""
+    figures: QuantisationFigures
+
+
+def quantise(values: Array, rule: ScaleRule = ScaleRule.MSE, named: NDArray[np.uint8] | None = None) -> Quantised:
+    """Quantise numbers to MXFP4.
+
+    Elements round to nearest, ties to an even code, and keep the sign of zero. A block of zeros has scale byte 0
+    unless another is named. Working memory is bounded, however many rows there are.
+
+    Args:
+        values: `[rows, columns]` in C or F order, columns a multiple of 32: uint16 bits of bfloat16, or float32.
+        rule: how the scale of a block is chosen.
+        named: uint8 `[rows, columns / 32]`: a scale byte that a block takes if its squared error is then at most
+            that of the rule's choice; 255 where none is named.
+
+    Raises:
+        EncodingError: a value is not finite.
+    """
+    rows, columns = values.shape
+    codes = np.empty((rows, columns // 2), np.uint8)
+    scales = np.empty((rows, columns // BLOCK), np.uint8)
+    figures = QuantisationFigures()
+    lanes = min(rows, _MOST_LANES)
+    tile_blocks = max(_TILE // (BLOCK * lanes), 1) if lanes else 1
+    scratch = _Scratch(min(tile_blocks, columns // BLOCK) * BLOCK * lanes)
+    for start in range(0, rows, _MOST_LANES):
+        lane = slice(start, start + _MOST_LANES)
+        few = values[lane]
+        words = np.empty((columns // _CODES_PER_WORD, len(few)), np.uint16)
+        by_block = np.empty((columns // BLOCK, len(few)), np.uint8)
+        for block in range(0, columns // BLOCK, tile_blocks):
+            last = min(block + tile_blocks, columns // BLOCK)
+            tile = _Tile(few[:, block * BLOCK : last * BLOCK], scratch)
+            figures += tile.quantise(
+                rule,
+                None if named is None else named[lane, block:last],
+                words[block * _WORDS_PER_BLOCK : last * _WORDS_PER_BLOCK],
+                by_block[block:last],
+            )
+        codes[lane] = transposed(words).view(np.uint8)
+        scales[lane] = transposed(by_block)
+    return Quantised(codes, scales, figures)
+
+
+_SIZES = MAGNITUDES.astype(np.float64)
+_MIDPOINTS = (_SIZES[1:] + _SIZES[:-1]) / 2
+"""Boundaries between neighbouring codes: a tie goes to the even one, up from codes 1, 3 and 5."""
+
+
+def _code_table() -> NDArray[np.uint16]:
+    """Return the code of a magnitude by its distance from the scale."""
+    size = _distances()
+    up = [size > mid if code % 2 == 0 else size >= mid for code, mid in enumerate(_MIDPOINTS)]
+    codes: NDArray[np.uint16] = np.sum(up, axis=0).astype(np.uint16)
+    return codes
+
+
+def _distances() -> NDArray[np.float64]:
+    """Return the magnitudes, in units of the scale, that the indices of tables stand for; 0 for what lies below."""
+    steps = np.arange(_STEPS)
+    sizes = np.ldexp(1 + steps % _BINADE / _BINADE, steps // _BINADE - _DEPTH)
+    sizes[0] = 0
+    return sizes
+
+
+_CODES = _code_table()
+_RAISED_CODES = np.concatenate([np.zeros(_BINADE, np.uint16), _CODES[:-_BINADE]])
+"""With the larger scale, the same number is a binade lower."""
+
+
+def _error_table() -> NDArray[np.complex128]:
+    """Return the squared errors with the smaller scale (real part) and the larger one, in units of the smaller."""
+    sizes = _distances()
+    errors = np.empty(_STEPS, np.complex128)
+    errors.real = np.square(sizes - _SIZES[_CODES])
+    errors.imag = np.square(sizes - 2 * _SIZES[_RAISED_CODES])
+    return errors
+
+
+_ERRORS = _error_table()
+_ROUNDED = _SIZES[_CODES].astype(np.float32)
+_RAISED_ROUNDED = (2 * _SIZES[_RAISED_CODES]).astype(np.float32)
+
+
+class _Scratch:
+    """Temporaries of a tile, one after the other in flat arrays."""
+
+    def __init__(self, size: int) -> None:
+        self.numbers = np.empty(size, np.uint16)
+        self.distances = np.empty(size, np.uint16)
+        self.codes = np.empty(size, np.uint16)
+        self.errors = np.empty(BLOCK * _MOST_LANES, np.complex128)
+        self.squares = np.empty(BLOCK * _MOST_LANES, np.float32)
+
+
+class _Tile:
+    """A few blocks of up to `_MOST_LANES` rows, which lie along the last axis: `[blocks * 32, lanes]`."""
+
+    def __init__(self, values: Array, scratch: _Scratch) -> None:
+        """Take `values` `[lanes, blocks * 32]`."""
+        self._scratch = scratch
+        self._lanes, self._columns = values.shape
+        self._blocks = self._columns // BLOCK
+        if values.strides[0] == values.itemsize:
+            self._values = values.T
+        else:
+            self._values = np.empty(values.shape[::-1], values.dtype)
+            transpose_into(self._values, values)
+        self._wide = values.dtype != np.uint16
+        self._numbers = self._cut() if self._wide else self._values
+
+    def _array(self, flat: Array) -> Array:
+        return flat[: self._columns * self._lanes].reshape(self._columns, self._lanes)
+
+    def _by_block(self, array: Array) -> Array:
+        return array.reshape(self._blocks, BLOCK, self._lanes)
+
+    def _cut(self) -> Bits16:
+        """Return float32 numbers cut to bfloat16 with a sticky bit."""
+        bits = self._values.view(np.uint32)
+        numbers = self._array(self._scratch.numbers)
+        np.copyto(numbers, bits >> 16, casting="unsafe")
+        numbers |= (bits & 0xFFFF) != 0
+        return numbers
+
+    def quantise(self, rule: ScaleRule, named: Array | None, words: Bits16, scales: Array) -> QuantisationFigures:
+        """Set `words` `[blocks * 8, lanes]`, four codes each, and `scales` `[blocks, lanes]`."""
+        distances = self._array(self._scratch.distances)
+        np.bitwise_and(self._numbers, 0x7FFF, out=distances)
+        largest = self._by_block(distances).max(axis=1)
+        exponents = largest >> 7
+        if (exponents == _SPECIAL_EXPONENT).any():
+            raise EncodingError("a value that is not finite cannot be stored as MXFP4")
+        odd = ((exponents < _LEAST_EXPONENT) | (exponents > _LARGEST_EXPONENT)) & (largest > 0)
+        np.clip(exponents, _LEAST_EXPONENT, _LARGEST_EXPONENT, out=exponents)
+        lowest = ((exponents - (2 + _DEPTH)) << 7)[:, None]
+        by_block = self._by_block(distances)
+        np.maximum(by_block, lowest, out=by_block)
+        by_block -= lowest
+        smaller, larger = self._errors(distances, exponents)
+        mantissas = largest & (_BINADE - 1)
+        raised = _raised(mantissas)
+        raised[ScaleRule.MSE] = larger < smaller
+        chosen = raised[rule]
+        floor = (exponents - 2).astype(np.uint8)
+        kept = np.zeros(chosen.shape, np.bool_)
+        if named is not None:
+            wanted = named.T
+            near = (wanted == floor) | (wanted == floor + 1)
+            named_error = np.where(wanted == floor, smaller, larger)
+            kept = near & (named_error <= np.where(chosen, larger, smaller)) & (largest > 0) & ~odd
+            chosen = np.where(kept, wanted > floor, chosen)
+            odd |= ~near & (wanted != NOT_NAMED) & (largest > 0)
+        np.add(floor, chosen, out=scales, casting="unsafe")
+        empty = largest == 0
+        if empty.any():
+            scales[empty] = 0
+            if named is not None:
+                kept |= empty & (named.T != NOT_NAMED)
+                np.copyto(scales, named.T, where=kept & empty)
+        shift = (chosen.astype(np.uint16) << 7)[:, None]
+        np.maximum(by_block, shift, out=by_block)
+        by_block -= shift
+        clipped = by_block > _SIX if (largest & (_BINADE - 1) > _BINADE // 2).any() else None
+        self._encode(distances, words)
+        unit = np.ldexp(1.0, 2 * (floor.astype(np.int32) - SCALE_BIAS))
+        figures = _Sums(
+            errors={each: np.where(up, larger, smaller) * unit for each, up in raised.items()},
+            error=np.where(chosen, larger, smaller) * unit,
+            clipped=np.zeros(chosen.shape, np.int64) if clipped is None else clipped.sum(axis=1),
+            kept=kept,
+        )
+        if odd.any():
+            self._requantise(odd, rule, named, words, scales, figures)
+        return figures.total(self._columns * self._lanes, self._squared_signal(int(largest.max())))
+
+    def _errors(self, distances: Bits16, exponents: Bits16) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return squared errors `[blocks, lanes]` with the smaller scale and the larger, in units of the smaller.
+
+        A number of the table is exact, and so is a sum of 32.
+        """
+        if not self._wide:
+            errors = self._scratch.errors[: BLOCK * self._lanes].reshape(BLOCK, self._lanes)
+            sums = np.empty((self._blocks, self._lanes), np.complex128)
+            for block, few in enumerate(self._by_block(distances)):
+                np.take(_ERRORS, few, out=errors, mode="wrap")
+                np.add.reduce(errors, axis=0, out=sums[block])
+            return sums.real.copy(), sums.imag.copy()
+        inverse = np.ldexp(np.float32(1), 2 + SCALE_BIAS - exponents.astype(np.int32))[:, None]
+        sizes = self._by_block(np.abs(self._values)) * inverse
+        found = []
+        for rounded in (_ROUNDED, _RAISED_ROUNDED):
+            error = sizes - self._by_block(np.take(rounded, distances, mode="wrap"))
+            found.append(np.square(error, dtype=np.float64).sum(axis=1))
+        return found[0], found[1]
+
+    def _encode(self, distances: Bits16, words: Bits16) -> None:
+        """Set `words` from distances to the chosen scales and the signs of the numbers."""
+        codes = self._array(self._scratch.codes)
+        np.take(_CODES, distances, out=codes, mode="wrap")
+        signs = np.bitwise_and(self._numbers, 0x8000, out=distances)
+        signs >>= 12
+        codes |= signs
+        _pack(words, codes)
+
+    def _squared_signal(self, largest: int) -> float:
+        """Return the sum of the squares; `largest` is the largest magnitude, as bits of bfloat16."""
+        exponent = (largest >> 7) - SCALE_BIAS
+        # A power of two, so that no square leaves the range of float32.
+        factor = np.float32(2.0**-exponent) if abs(exponent) > _SAFE_EXPONENT else None
+        total = 0.0
+        squares = self._scratch.squares[: BLOCK * self._lanes].reshape(BLOCK, self._lanes)
+        for few in self._by_block(self._values):
+            if self._wide:
+                squares[...] = few
+            else:
+                bits = squares.view(np.uint32)
+                np.copyto(bits, few)
+                np.left_shift(bits, 16, out=bits)
+            if factor is not None:
+                np.multiply(squares, factor, out=squares)
+            np.square(squares, out=squares)
+            total += float(np.add.reduce(squares, axis=0).sum(dtype=np.float64))
+        return total if factor is None else math.ldexp(total, 2 * exponent)
+
+    def _requantise(
+        self, odd: Array, rule: ScaleRule, named: Array | None, words: Bits16, scales: Array, sums: _Sums
+    ) -> None:
+        """Quantise the blocks `odd` `[blocks, lanes]` again, number by number."""
+        block, lane = np.nonzero(odd)
+        values = self._by_block(self._values if self._wide else _widened(self._values))[block, :, lane]
+        outcome = _quantise_blocks(
+            values.astype(np.float64), rule, np.full(len(block), NOT_NAMED) if named is None else named[lane, block]
+        )
+        scales[block, lane] = outcome.scales
+        packed = np.empty((_WORDS_PER_BLOCK, len(block)), np.uint16)
+        _pack(packed, np.ascontiguousarray(outcome.codes.T))
+        words.reshape(self._blocks, _WORDS_PER_BLOCK, self._lanes)[block, :, lane] = packed.T
+        sums.replace(block, lane, outcome)
+
+
+def _raised(mantissas: Array) -> dict[ScaleRule, Array]:
+    """Return where each closed rule takes the larger scale; mantissas are in steps of bfloat16."""
+    return {rule: mantissas >= least for rule, least in _LEAST_RAISED.items()}
+
+
+def _widened(bits: Bits16) -> NDArray[np.float32]:
+    wide = bits.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
+
+
+def _pack(words: Bits16, codes: Bits16) -> None:
+    """Set `words` `[n, lanes]` to four rows each of `codes` `[4 * n, lanes]`, the first row lowest."""
+    np.left_shift(codes[3::4], 12, out=words)
+    for position in (2, 1):
+        words |= codes[position::4] << (4 * position)
+    words |= codes[0::4]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """Blocks that were quantised number by number; errors are absolute."""
+
+    codes: NDArray[np.uint16]
+    """`[n, 32]`."""
+    scales: NDArray[np.uint8]
+    error: NDArray[np.float64]
+    errors: Mapping[ScaleRule, NDArray[np.float64]]
+    clipped: NDArray[np.int64]
+    kept: NDArray[np.bool_]
+
+
+def _quantise_blocks(values: NDArray[np.float64], rule: ScaleRule, named: Array) -> _Outcome:
+    """Quantise blocks `[n, 32]` at any magnitude, with float64 arithmetic."""
+    mantissa, exponent = np.frexp(np.abs(values).max(axis=1))
+    unbounded = exponent - 1 - EMAX_ELEMENT + SCALE_BIAS
+    floor = np.clip(unbounded, 0, LARGEST_EXACT_SCALE)
+    next_one = np.minimum(floor + 1, LARGEST_EXACT_SCALE)
+    smaller, larger = (_round(values, scale) for scale in (floor, next_one))
+    steps = (2 * mantissa - 1) * _BINADE
+    sticky = np.floor(steps).astype(np.int64) | (steps % 1 > 0)
+    raised = _raised(sticky)
+    raised[ScaleRule.MSE] = larger.error < smaller.error
+    # Raised from below the least scale, a scale is the least one.
+    raised = {each: up & (unbounded >= 0) for each, up in raised.items()}
+    chosen = raised[rule]
+    scales = np.where(chosen, next_one, floor)
+    rounded = _Rounded(
+        np.where(chosen[:, None], larger.codes, smaller.codes),
+        np.where(chosen, larger.error, smaller.error),
+        np.where(chosen, larger.clipped, smaller.clipped),
+    )
+    wanted = np.where(named == NOT_NAMED, scales, named)
+    other = _round(values, wanted)
+    kept = (named != NOT_NAMED) & (other.error <= rounded.error)
+    return _Outcome(
+        codes=np.where(kept[:, None], other.codes, rounded.codes).astype(np.uint16),
+        scales=np.where(kept, wanted, scales).astype(np.uint8),
+        error=np.where(kept, other.error, rounded.error),
+        errors={each: np.where(up, larger.error, smaller.error) for each, up in raised.items()},
+        clipped=np.where(kept, other.clipped, rounded.clipped),
+        kept=kept,
+    )
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """Blocks rounded with given scales."""
+
+    codes: Array
+    error: NDArray[np.float64]
+    clipped: Array
+
+
+def _round(values: NDArray[np.float64], scales: Array) -> _Rounded:
+    exponents = scales.astype(np.int64)[:, None] - SCALE_BIAS
+    sizes = np.ldexp(np.abs(values), -exponents)
+    codes = np.zeros(values.shape, np.int64)
+    for code, midpoint in enumerate(_MIDPOINTS):
+        codes += sizes > midpoint if code % 2 == 0 else sizes >= midpoint
+    rounded = MAGNITUDES[codes].astype(np.float64)
+    error = np.ldexp(np.square(sizes - rounded).sum(axis=1), 2 * exponents[:, 0])
+    # A scale that may be named, but not with codes that are beyond float32 then.
+    error[np.ldexp(rounded.max(axis=1), exponents[:, 0]) >= 2.0**128] = np.inf
+    codes |= np.signbit(values).astype(np.int64) << 3
+    return _Rounded(codes, error, (sizes > MAGNITUDES[-1]).sum(axis=1))
+
+
+@dataclass
+class _Sums:
+    """Figures of a tile by block, `[blocks, lanes]`, in absolute units."""
+
+    errors: dict[ScaleRule, NDArray[np.float64]]
+    error: NDArray[np.float64]
+    clipped: NDArray[np.int64]
+    kept: NDArray[np.bool_]
+
+    def replace(self, block: Array, lane: Array, outcome: _Outcome) -> None:
+        for rule, error in self.errors.items():
+            error[block, lane] = outcome.errors[rule]
+        self.error[block, lane] = outcome.error
+        self.clipped[block, lane] = outcome.clipped
+        self.kept[block, lane] = outcome.kept
+
+    def total(self, values: int, squared_signal: float) -> QuantisationFigures:
+        return QuantisationFigures(
+            values=values,
+            squared_signal=squared_signal,
+            squared_error=float(self.error.sum()),
+            squared_error_by_rule={rule: float(self.errors[rule].sum()) for rule in ScaleRule},
+            clipped_values=int(self.clipped.sum()),
+            clipped_blocks=int(np.count_nonzero(self.clipped)),
+            kept_blocks=int(self.kept.sum()),
+        )
