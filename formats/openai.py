@@ -39,12 +39,13 @@ TITLE = "OpenAI original safetensors"
 RMS_NORM_EPS = 1e-5
 LARGEST_CONTEXT = 1 << 31
 
-_RENAMED = {
+RENAMED = {
     "embedding.weight": "model.embed_tokens.weight",
     "norm.scale": "model.norm.weight",
     "unembedding.weight": "lm_head.weight",
 }
-_RENAMED_IN_LAYER = {
+"""Canonical names of tensors outside the layers, by their names here."""
+RENAMED_IN_LAYER = {
     "attn.norm.scale": "input_layernorm.weight",
     "attn.out.weight": "self_attn.o_proj.weight",
     "attn.out.bias": "self_attn.o_proj.bias",
@@ -55,10 +56,14 @@ _RENAMED_IN_LAYER = {
     "mlp.mlp1_bias": "mlp.experts.gate_up_proj_bias",
     "mlp.mlp2_bias": "mlp.experts.down_proj_bias",
 }
-_EXPERTS_IN_LAYER = {
+"""Canonical names of tensors in a layer, by their names here."""
+EXPERTS_IN_LAYER = {
     "mlp.mlp1_weight": "mlp.experts.gate_up_proj",
     "mlp.mlp2_weight": "mlp.experts.down_proj",
 }
+"""Canonical names of the MXFP4 tensors in a layer, which lie here as `.blocks` and `.scales`."""
+FUSED_IN_LAYER = "attn.qkv"
+"""Queries, keys and values, as `.weight` and `.bias`."""
 _LAYER_TENSOR = re.compile(r"block\.(?P<layer>0|[1-9][0-9]{0,3})\.(?P<name>.+)")
 
 
@@ -173,20 +178,20 @@ def canonical_tensors(
     """
     match = _LAYER_TENSOR.fullmatch(tensor.name)
     if match is None:
-        yield plain_tensor(_RENAMED.get(tensor.name, tensor.name), tensor)
+        yield plain_tensor(RENAMED.get(tensor.name, tensor.name), tensor)
         return
     prefix, rest = f"model.layers.{match['layer']}.", match["name"]
     base, _, part = rest.rpartition(".")
-    if base == "attn.qkv":
+    if base == FUSED_IN_LAYER:
         yield from _split_qkv(prefix, part, tensor, config)
-    elif base in _EXPERTS_IN_LAYER and part == "blocks":
+    elif base in EXPERTS_IN_LAYER and part == "blocks":
         scales = stored.get(tensor.name.removesuffix("blocks") + "scales")
-        yield mxfp4_tensor(prefix + _EXPERTS_IN_LAYER[base], tensor, scales)
-    elif base in _EXPERTS_IN_LAYER and part == "scales":
+        yield mxfp4_tensor(prefix + EXPERTS_IN_LAYER[base], tensor, scales)
+    elif base in EXPERTS_IN_LAYER and part == "scales":
         if tensor.name.removesuffix("scales") + "blocks" not in stored:
             raise InputError("scales without blocks", file=tensor.file.path, tensor=tensor.name)
-    elif rest in _RENAMED_IN_LAYER:
-        yield plain_tensor(prefix + _RENAMED_IN_LAYER[rest], tensor)
+    elif rest in RENAMED_IN_LAYER:
+        yield plain_tensor(prefix + RENAMED_IN_LAYER[rest], tensor)
     else:
         yield plain_tensor(tensor.name, tensor)
 

@@ -16,7 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from gptoss_convert.checkpoint import Tensor
-from gptoss_convert.formats import openai
+from gptoss_convert.converters.execute import execute
+from gptoss_convert.converters.recoding import PLAIN
+from gptoss_convert.converters.weight_folder import Carried, plan_weight_folder
+from gptoss_convert.formats import open_checkpoint, openai
+from gptoss_convert.formats.openai_writer import lay_out_folder
 from tests.peers import openai_reference, transformers_model
 from tests.support.checkpoints import Shape, write_huggingface, write_original
 from tests.support.layouts import original_tensors
@@ -52,8 +56,8 @@ class Model:
     def __init__(self, folder: Path, shape: Shape) -> None:
         self.shape = shape
         self.original = write_original(folder / "original", shape, edge_blocks=False, fill="gauss")
-        checkpoint = write_huggingface(folder / "huggingface", shape, edge_blocks=False, fill="gauss")
-        self.expected = transformers_model.next_token_logprobs(checkpoint, ids(shape))
+        self.huggingface = write_huggingface(folder / "huggingface", shape, edge_blocks=False, fill="gauss")
+        self.expected = transformers_model.next_token_logprobs(self.huggingface, ids(shape))
 
     def distance(self, original: Path) -> NDArray[np.float64]:
         """[positions]: the largest difference of a log-probability that OpenAI's code computes from `original`."""
@@ -182,6 +186,35 @@ def test_bfloat16_is_rounded_and_the_same_model(model: Model) -> None:
     found = openai_reference.next_token_logprobs(model.original, ids(model.shape), dtype="bfloat16")
     distance = np.abs(found - model.expected).max()
     assert float32_rounding(model.shape) < distance < float32_rounding(model.shape) * 2**15
+
+
+# --- what we write
+
+
+def write(checkpoint: Path, output: Path, max_shard_size: int | None) -> Path:
+    source = open_checkpoint(checkpoint)
+    weights = lay_out_folder(source.config, output, max_shard_size=max_shard_size, source=checkpoint)
+    plan = plan_weight_folder(
+        source,
+        output,
+        weights,
+        format_name="openai",
+        recoding=lambda source, target: PLAIN,
+        carried=Carried({}, {}, {}, ()),
+        texts={},
+        notes=(),
+    )
+    execute(plan)
+    return output
+
+
+@pytest.mark.parametrize("max_shard_size", [None, 100_000])
+def test_they_compute_the_same_from_what_we_write(max_shard_size: int | None, model: Model, tmp_path: Path) -> None:
+    """From the Hugging Face layout, and to the last bit."""
+    output = write(model.huggingface, tmp_path / "written", max_shard_size)
+    assert (len(list(output.glob("*.safetensors"))) > 1) == (max_shard_size is not None)
+    ours = openai_reference.next_token_logprobs(output, ids(model.shape))
+    assert np.array_equal(ours, openai_reference.next_token_logprobs(model.original, ids(model.shape)))
 
 
 # --- every tensor
