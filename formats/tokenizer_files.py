@@ -162,7 +162,7 @@ def _tokenizer_config(vocabulary: Vocabulary, special: Mapping[str, str]) -> dic
     content |= {f"{purpose}_token": token for purpose, token in special.items()}
     templates = vocabulary.chat_templates
     if templates and list(templates) != ["default"]:
-        content["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
+        content["chat_template"] = [{"name": name, "template": text} for name, text in sorted(templates.items())]
     return dict(sorted(content.items()))
 
 
