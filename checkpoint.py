@@ -183,6 +183,7 @@ class Storage(Protocol):
         """Return rows `start` to `stop`.
 
         Raises:
+            EncodingError: bytes that have to be decoded are no sound numbers.
             InputError: a file changed since it was opened, or cannot be read.
         """
 
@@ -230,8 +231,8 @@ class Tensor:
         Raises:
             InputError: the bytes cannot be read or are no sound numbers of the encoding.
         """
-        chunk = self.storage.read(start, stop)
         with self.named_errors():
+            chunk = self.storage.read(start, stop)
             self.encoding.check(chunk)
         return chunk
 

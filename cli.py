@@ -233,6 +233,10 @@ def _with_hash(checkpoint: Any, inspection: Any, *, quiet: bool) -> Any:
     metavar="DIR",
     help="[input] Folder of the tokenizer, if not SRC.",
 )
+@click.option(
+    "--allow-lossy-source", is_flag=True,
+    help="[input] Decode numbers that were rounded when SRC was stored (q8_0, q4_k, ...).",
+)  # fmt: skip
 @click.option("--name", help="[description] Name of the model (default: model card, then folder name).")
 @click.option("--author", help="[description] Author of the model.")
 @click.option("--organization", help="[description] Organization that made the model.")
@@ -261,6 +265,7 @@ def to_gguf(
     overrides: Sequence[tuple[str, str]],
     split_max_size: int | None,
     tokenizer: Path | None,
+    allow_lossy_source: bool,
     force: bool,
     dry_run: bool,
     jobs: int | None,
@@ -298,6 +303,7 @@ def to_gguf(
         experts=experts,
         overrides=overrides,
         split_max_size=split_max_size,
+        allow_lossy_source=allow_lossy_source,
         description=Description(**description, base_models=tuple(map(hub_reference, base_models))),
     )
     plan = plan_gguf(

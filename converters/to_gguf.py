@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptoss_convert.checkpoint import Checkpoint, Role, Tensor, inventory
 from gptoss_convert.converters.plan import Entry, Plan, PlannedFile, Transfer
+from gptoss_convert.converters.sources import require_faithful
 from gptoss_convert.description import Description
 from gptoss_convert.encodings import ENCODINGS, Encoding, encoding
+from gptoss_convert.encodings.mixed import Mixed
 from gptoss_convert.errors import InputError, OptionError, OutputError, UnsupportedError
 from gptoss_convert.formats.gguf.configuration import configuration_metadata
 from gptoss_convert.formats.gguf.container import TYPE_NUMBERS, uint32
 from gptoss_convert.formats.gguf.description import description_metadata
 from gptoss_convert.formats.gguf.names import canonical_name, gguf_names
-from gptoss_convert.formats.gguf.tensors import canonical_tensor
+from gptoss_convert.formats.gguf.reader import FILE_TYPE
+from gptoss_convert.formats.gguf.tensors import canonical_tensor, halves
 from gptoss_convert.formats.gguf.vocabulary import vocabulary_metadata
 from gptoss_convert.formats.gguf.writer import GgufLayout, NewTensor, file_type, lay_out
 from gptoss_convert.tokenizer import TokenizerSource
@@ -43,6 +47,8 @@ class GgufOptions:
     """(pattern, encoding) pairs for single tensors by GGUF name (`*` and `?` as in file names); last match wins."""
     split_max_size: int | None = None
     """Bytes of tensor data per file; None writes one file."""
+    allow_lossy_source: bool = False
+    """Whether numbers that were rounded when the source was stored may be decoded."""
     description: Description = field(default_factory=Description)
 
 
@@ -64,7 +70,7 @@ def plan_gguf(
     Raises:
         InputError: the checkpoint is not sound or has no tokenizer.
         OptionError: an option does not fit the checkpoint.
-        UnsupportedError: llama.cpp cannot run this model.
+        UnsupportedError: llama.cpp cannot run this model, or rounded numbers would be decoded without permission.
     """
     options = options or GgufOptions()
     checkpoint.require_sound()
@@ -82,30 +88,23 @@ def plan_gguf(
     config = checkpoint.config
     description = Description(name=checkpoint.path.resolve().stem).updated(checkpoint.describe())
     description = description.updated(options.description)
-    chosen = {choice.source.name: choice.encoding for choice in choices}
     metadata = {
         **description_metadata(description, config),
-        **configuration_metadata(
-            config,
-            file_type=file_type(
-                dense=chosen["model.embed_tokens.weight"], experts=chosen["model.layers.0.mlp.experts.down_proj"]
-            ),
-            path=checkpoint.path,
-        ),
+        **configuration_metadata(config, file_type=_file_type(checkpoint, choices), path=checkpoint.path),
         "general.quantization_version": uint32(_QUANTIZATION_VERSION),
         **vocabulary_metadata(tokenizer.vocabulary(), vocab_size=config.vocab_size, path=tokenizer.path),
     }
     tensors = [tensor for choice in choices for tensor in choice.new_tensors()]
     layout = lay_out(tensors, metadata, output, split_max_size=options.split_max_size)
+    transfers = tuple(transfer for choice in choices for transfer in _transfers(choice, layout))
+    require_faithful(transfers, allow_lossy=options.allow_lossy_source)
     return Plan(
         source=checkpoint.path,
         source_format=checkpoint.format,
         inputs=(checkpoint.path, *checkpoint.files, *checkpoint.assets.paths(), tokenizer.path),
         format="gguf",
         files=_planned_files(layout, choices),
-        transfers=tuple(
-            Transfer(choice.source, canonical_tensor(choice.source.name, layout.placed)) for choice in choices
-        ),
+        transfers=transfers,
         notes=_notes(checkpoint, tokenizer, description, choices),
     )
 
@@ -123,18 +122,45 @@ class _Choice:
         names, shape = gguf_names(self.source.name), self.source.shape
         divided = len(shape) - 2 if len(shape) == 3 else len(shape) - 1
         part = tuple(size // len(names) if at == divided else size for at, size in enumerate(shape))
-        return [NewTensor(name, part, self.encoding) for name in names]
+        kinds = _by_part(self.encoding, len(names))
+        return [NewTensor(name, part, kind) for name, kind in zip(names, kinds, strict=True)]
+
+
+def _by_part(kind: Encoding, parts: int) -> tuple[Encoding, ...]:
+    """Return the encoding of each of the `parts` tensors of a file that make up a tensor of encoding `kind`."""
+    return (kind.even, kind.odd) if isinstance(kind, Mixed) else (kind,) * parts
+
+
+def _transfers(choice: _Choice, layout: GgufLayout) -> Iterator[Transfer]:
+    """Yield what to do for a tensor: halves of different encodings are copied one by one."""
+    target = canonical_tensor(choice.source.name, layout.placed)
+    if isinstance(target.encoding, Mixed):
+        yield from map(Transfer, halves(choice.source), halves(target))
+    else:
+        yield Transfer(choice.source, target)
+
+
+def _file_type(checkpoint: Checkpoint, choices: Sequence[_Choice]) -> int:
+    """Return `general.file_type`: that of a GGUF file whose encodings are all kept, else as the converter's."""
+    stated = checkpoint.details.get(FILE_TYPE, "")
+    if re.fullmatch("[0-9]{1,9}", stated) and all(choice.encoding == choice.source.encoding for choice in choices):
+        return int(stated)
+    chosen = {choice.source.name: choice.encoding for choice in choices}
+    return file_type(
+        dense=chosen["model.embed_tokens.weight"], experts=chosen["model.layers.0.mlp.experts.down_proj"]
+    )
 
 
 def _choose_encodings(checkpoint: Checkpoint, options: GgufOptions) -> list[_Choice]:
     choices = []
     for name, spec in inventory(checkpoint.config).items():
         tensor = checkpoint.tensors[name]
-        if not tensor.encoding.can_decode:
+        choice = _Choice(tensor, *_encoding_for(tensor, spec.role, options))
+        if choice.encoding != tensor.encoding and not tensor.encoding.can_decode:
             raise UnsupportedError(
                 "numbers of the source cannot be decoded", file=tensor.file, tensor=name, found=tensor.encoding.name
             )
-        choices.append(_Choice(tensor, *_encoding_for(tensor, spec.role, options)))
+        choices.append(choice)
     for pattern, _ in options.overrides:
         if not any(
             fnmatch.fnmatchcase(name, pattern) for choice in choices for name in gguf_names(choice.source.name)
@@ -152,6 +178,8 @@ def _encoding_for(tensor: Tensor, role: Role, options: GgufOptions) -> tuple[Enc
     wanted = _wanted(tensor, role, options)
     if role in _ALWAYS_F32 and wanted != "f32":
         raise OptionError(f"llama.cpp needs tensor {gguf_names(tensor.name)[0]} in f32", found=wanted)
+    if wanted == tensor.encoding.name and not tensor.encoding.can_encode:
+        return tensor.encoding, None  # an encoding of ggml that can only be copied
     if wanted not in TYPE_NUMBERS:
         raise OptionError("GGUF has no such encoding", found=wanted, expected="one of " + ", ".join(TYPE_NUMBERS))
     chosen = encoding(wanted)
@@ -188,6 +216,7 @@ def _planned_files(layout: GgufLayout, choices: Sequence[_Choice]) -> tuple[Plan
     entries: dict[Path, list[Entry]] = {file.path: [] for file, _ in layout.files}
     for name, place in layout.placed.items():
         choice = by_name[str(canonical_name(name))]
+        names = gguf_names(choice.source.name)
         entry = Entry(
             name=name,
             shape=place.info.shape,
@@ -195,7 +224,7 @@ def _planned_files(layout: GgufLayout, choices: Sequence[_Choice]) -> tuple[Plan
             offset=place.info.offset,
             nbytes=place.info.nbytes,
             source=choice.source.name,
-            source_encoding=choice.source.encoding,
+            source_encoding=_by_part(choice.source.encoding, len(names))[names.index(name)],
             note=choice.note,
         )
         entries[place.file.path].append(entry)

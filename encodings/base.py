@@ -95,7 +95,10 @@ class Encoding(ABC):
     span: Span
     least_signal_to_noise: float
     """Decibels that numbers rounded to this encoding keep even if they are badly distributed; less is a fault."""
+    rounds: bool = False
+    """Whether a model that is stored in it lost something by that: gpt-oss is published in bf16 and mxfp4."""
     can_decode: bool = True
+    can_encode: bool = True
 
     @property
     def bits_per_weight(self) -> float:

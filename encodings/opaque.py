@@ -8,11 +8,13 @@ from gptoss_convert.encodings.base import Chunk, Encoding, EncodingError, Float3
 
 
 class Opaque(Encoding):
-    """An encoding without codec; its one part is the raw bytes of a row."""
+    """An encoding without codec; its one part is the raw bytes of a row. It may or may not round."""
 
     span = Span(precision=64, lowest_bit=-1 << 16, largest=float("inf"))
     least_signal_to_noise = 0.0
+    rounds = True
     can_decode = False
+    can_encode = False
 
     def __init__(self, name: str, block: int, bytes_per_block: int) -> None:
         self.name = name

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gptoss_convert.checkpoint import FileWriter, Storage
-from gptoss_convert.encodings import Array, Chunk, Order
+from gptoss_convert.encodings import Array, Chunk, Encoding, Order
 from gptoss_convert.encodings.transpose import transpose_into
 from gptoss_convert.errors import InputError
 
@@ -249,6 +249,48 @@ def contiguous(rows: Array, order: Order) -> Array:
             turned[:] = wanted
         wanted = turned
     return wanted if order == "C" else wanted.T
+
+
+@dataclass(frozen=True)
+class DecodedStorage:
+    """A tensor that is stored in some encoding and moved as float32."""
+
+    stored: Storage
+    encoding: Encoding
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files of the stored tensor."""
+        return self.stored.files
+
+    @property
+    def row_group(self) -> int:
+        """As of the stored tensor."""
+        return self.stored.row_group
+
+    @property
+    def order(self) -> Order:
+        """As of the stored tensor."""
+        return self.stored.order
+
+    def read(self, start: int, stop: int) -> Chunk:
+        """Return rows `start` to `stop` as float32 numbers `[rows, columns]`.
+
+        Raises:
+            EncodingError: the stored bytes are no sound numbers.
+            InputError: as the stored tensor.
+        """
+        chunk = self.stored.read(start, stop)
+        self.encoding.check(chunk)
+        return (self.encoding.decode(chunk),)
+
+    def write(self, writer: FileWriter, start: int, chunk: Chunk) -> None:
+        """Write the numbers of `chunk` from row `start` on.
+
+        Raises:
+            EncodingError: the encoding cannot hold them.
+        """
+        self.stored.write(writer, start, self.encoding.encode(chunk[0]))
 
 
 @dataclass(frozen=True)

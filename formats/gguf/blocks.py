@@ -6,6 +6,8 @@ An MXFP4 record is the scale byte and 16 bytes of codes in ggml's own order: byt
 nibble and element j + 16 in its high nibble, where the checkpoint's byte j holds elements 2j and 2j + 1. With b
 the checkpoint's 16 bytes and k from 0 to 7, bytes 2k and 2k + 1 of the record are b[k] and b[k + 8] with the high
 nibble of the first and the low nibble of the second exchanged. Numbers are never touched.
+
+Ollama's first files keep the checkpoint's order of codes in such a record (`CodeOrder.CHECKPOINT`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 
 from gptoss_convert.checkpoint import FileWriter
 from gptoss_convert.encodings import Array, Chunk, Encoding, Order
+from gptoss_convert.formats.gguf.container import CodeOrder
 from gptoss_convert.formats.storage import StoredArray, contiguous
 
 _MXFP4_RECORD = np.dtype([("scale", "u1"), ("codes", "V16")])
@@ -26,18 +29,32 @@ _BLOCKS_AT_ONCE = 16_384
 """Blocks for which the temporaries of the nibble exchange stay in the second-level cache."""
 
 
-def pack(encoding: Encoding, chunk: Chunk) -> Array:
-    """Return the rows of `chunk` as ggml stores them: contiguous, one row after the other."""
+def pack(encoding: Encoding, chunk: Chunk, order: CodeOrder = CodeOrder.GGML) -> Array:
+    """Return the rows of `chunk` as they are stored: contiguous, one row after the other."""
     if len(encoding.parts) == 1:
         return contiguous(chunk[0], "C")
-    return _PACKERS[encoding.name](chunk)
+    return _PACKERS[encoding.name, order](chunk)
 
 
-def unpack(encoding: Encoding, rows: Array) -> Chunk:
+def unpack(encoding: Encoding, rows: Array, order: CodeOrder = CodeOrder.GGML) -> Chunk:
     """Return raw bytes `[rows, bytes per row]` as a chunk of `encoding`."""
     if len(encoding.parts) == 1:
         return (rows.view(encoding.parts[0].dtype),)
-    return _UNPACKERS[encoding.name](rows)
+    return _UNPACKERS[encoding.name, order](rows)
+
+
+def _pack_mxfp4_unordered(chunk: Chunk) -> Array:
+    codes, scales = chunk
+    records = np.empty(scales.shape, _MXFP4_RECORD)
+    records["scale"] = scales
+    records["codes"] = np.ascontiguousarray(codes).view("V16")
+    return records
+
+
+def _unpack_mxfp4_unordered(rows: Array) -> Chunk:
+    records = rows.view(_MXFP4_RECORD)
+    codes = np.ascontiguousarray(records["codes"]).view("u1")
+    return codes, np.ascontiguousarray(records["scale"])
 
 
 def _pack_mxfp4(chunk: Chunk) -> Array:
@@ -96,8 +113,16 @@ def _unpack_q8_0(rows: Array) -> Chunk:
     return codes, np.ascontiguousarray(records["scale"])
 
 
-_PACKERS: dict[str, Callable[[Chunk], Array]] = {"mxfp4": _pack_mxfp4, "q8_0": _pack_q8_0}
-_UNPACKERS: dict[str, Callable[[Array], Chunk]] = {"mxfp4": _unpack_mxfp4, "q8_0": _unpack_q8_0}
+_PACKERS: dict[tuple[str, CodeOrder], Callable[[Chunk], Array]] = {
+    ("mxfp4", CodeOrder.GGML): _pack_mxfp4,
+    ("mxfp4", CodeOrder.CHECKPOINT): _pack_mxfp4_unordered,
+    ("q8_0", CodeOrder.GGML): _pack_q8_0,
+}
+_UNPACKERS: dict[tuple[str, CodeOrder], Callable[[Array], Chunk]] = {
+    ("mxfp4", CodeOrder.GGML): _unpack_mxfp4,
+    ("mxfp4", CodeOrder.CHECKPOINT): _unpack_mxfp4_unordered,
+    ("q8_0", CodeOrder.GGML): _unpack_q8_0,
+}
 
 
 @dataclass(frozen=True)
@@ -107,6 +132,7 @@ class RecordStorage:
     stored: StoredArray
     """Bytes, one row of the tensor per row."""
     encoding: Encoding
+    code_order: CodeOrder = CodeOrder.GGML
     row_group: int = field(default=1, init=False)
     order: Order = field(default="C", init=False)
 
@@ -117,8 +143,8 @@ class RecordStorage:
 
     def read(self, start: int, stop: int) -> Chunk:
         """Return rows `start` to `stop`."""
-        return unpack(self.encoding, self.stored.read(start, stop))
+        return unpack(self.encoding, self.stored.read(start, stop), self.code_order)
 
     def write(self, writer: FileWriter, start: int, chunk: Chunk) -> None:
         """Write `chunk` from row `start` on."""
-        self.stored.write(writer, start, pack(self.encoding, chunk).view(np.uint8))
+        self.stored.write(writer, start, pack(self.encoding, chunk, self.code_order).view(np.uint8))

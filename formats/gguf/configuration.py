@@ -24,9 +24,10 @@ from gptoss_convert.checkpoint import (
     alternating_layers,
 )
 from gptoss_convert.errors import InputError, UnsupportedError
-from gptoss_convert.formats.gguf.container import StringArray, Value, ValueType, float32, string, uint32
+from gptoss_convert.formats.gguf.container import Value, ValueType, float32, string, uint32
+from gptoss_convert.formats.gguf.dialects import LLAMA_CPP, Dialect, dialect_of
 
-ARCHITECTURE = "gpt-oss"
+ARCHITECTURE = LLAMA_CPP.architecture
 LARGEST_NUMBER = 1e30
 SWIGLU_LIMIT = 7.0
 """The only limit that llama.cpp computes with (`llm_graph_context::build_moe_ffn`)."""
@@ -82,11 +83,8 @@ def parse_configuration(metadata: Mapping[str, Value], vocab_size: int, path: Pa
         InputError: a key is missing, of the wrong type, or contradicts another.
         UnsupportedError: it is another architecture.
     """
-    keys = _Keys(metadata, path)
-    architecture = keys.text("general.architecture")
-    if architecture != ARCHITECTURE:
-        raise UnsupportedError("not a gpt-oss model", file=path, found=architecture, expected=ARCHITECTURE)
-    scaling = keys.text(f"{ARCHITECTURE}.rope.scaling.type")
+    keys = _Keys(metadata, dialect_of(metadata, path), path)
+    scaling = keys.text("rope.scaling.type")
     if scaling != "yarn":
         raise UnsupportedError("rotary embedding is not YaRN", file=path, found=scaling, expected="yarn")
     layers = keys.integer("block_count", largest=LARGEST_LAYER_COUNT)
@@ -105,7 +103,7 @@ def parse_configuration(metadata: Mapping[str, Value], vocab_size: int, path: Pa
         vocab_size=vocab_size,
         max_position_embeddings=context,
         sliding_window=keys.integer("attention.sliding_window"),
-        layer_types=_layer_types(metadata, layers, path),
+        layer_types=_layer_types(keys, layers, path),
         rope=YarnRope(
             theta=keys.number("rope.freq_base"),
             factor=factor,
@@ -122,12 +120,12 @@ def parse_configuration(metadata: Mapping[str, Value], vocab_size: int, path: Pa
     return config
 
 
-def _layer_types(metadata: Mapping[str, Value], layers: int, path: Path) -> tuple[str, ...]:
+def _layer_types(keys: _Keys, layers: int, path: Path) -> tuple[str, ...]:
     """Return the kind of each layer; a number n as pattern means that every n-th layer is full, 0 that none is."""
-    key = f"{ARCHITECTURE}.attention.sliding_window_pattern"
-    if key not in metadata:
+    key, value = keys.find("attention.sliding_window_pattern")
+    if value is None:
         return alternating_layers(layers)
-    pattern = metadata[key].value
+    pattern = value.value
     if isinstance(pattern, np.ndarray):
         return tuple(SLIDING if sliding else FULL for sliding in pattern)
     if type(pattern) is not int or pattern < 0:
@@ -138,11 +136,22 @@ def _layer_types(metadata: Mapping[str, Value], layers: int, path: Path) -> tupl
 
 
 class _Keys:
-    """Typed access to metadata; keys of the architecture are named without its prefix."""
+    """Typed access to the metadata of the architecture; keys are named without its prefix."""
 
-    def __init__(self, metadata: Mapping[str, Value], path: Path) -> None:
+    def __init__(self, metadata: Mapping[str, Value], dialect: Dialect, path: Path) -> None:
         self._metadata = metadata
+        self._dialect = dialect
         self._path = path
+
+    def find(self, key: str) -> tuple[str, Value | None]:
+        """Return the full key and its value, or what stands for it where the dialect leaves it out."""
+        full = f"{self._dialect.architecture}.{key}"
+        substitute = self._dialect.substitutes.get(key)
+        if full not in self._metadata and substitute is not None:
+            return self.find(substitute)
+        if full not in self._metadata and key in self._dialect.constants:
+            return full, string(self._dialect.constants[key])
+        return full, self._metadata.get(full)
 
     def integer(self, key: str, *, default: int | None = None, largest: int = (1 << 31) - 1) -> int:
         value = self._scalar(key, int, default)
@@ -158,14 +167,13 @@ class _Keys:
         return float(np.format_float_positional(single, unique=True))
 
     def text(self, key: str) -> str:
-        value = self._metadata.get(key)
-        if value is None or value.type is not ValueType.STRING or isinstance(value.value, StringArray):
-            raise self._error("metadata key is missing or no text", key, None, "text")
-        return str(value.value)
+        full, value = self.find(key)
+        if value is None or not isinstance(value.value, str):
+            raise self._error("metadata key is missing or no text", full, None, "text")
+        return value.value
 
     def _scalar(self, key: str, kinds: Any, default: float | None) -> Any:
-        full = f"{ARCHITECTURE}.{key}"
-        value = self._metadata.get(full)
+        full, value = self.find(key)
         if value is None and default is not None:
             return default
         if value is None or isinstance(value.value, bool) or not isinstance(value.value, kinds):

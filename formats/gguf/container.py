@@ -10,15 +10,14 @@ import enum
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from gptoss_convert.encodings import ENCODINGS, Array, Encoding
-from gptoss_convert.encodings.opaque import Opaque
+from gptoss_convert.encodings.ggml import ggml_encoding
 from gptoss_convert.errors import InputError, UnsupportedError
 from gptoss_convert.formats.storage import FileRef
 
@@ -35,8 +34,10 @@ LARGEST_HEADER = 64 << 20
 WINDOW = 1 << 20
 
 TYPE_NUMBERS = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30, "mxfp4": 39}
-"""ggml type number (`ggml_type` in ggml.h) by encoding name."""
-_ENCODING_NAMES = {number: name for name, number in TYPE_NUMBERS.items()}
+"""ggml type number (`ggml_type` in ggml.h) by encoding name, of the encodings that can be written."""
+CHECKPOINT_MXFP4 = 4
+"""The number under which Ollama stored MXFP4 in its first files; ggml gave the number up before GGUF existed."""
+_ENCODING_NAMES = {number: name for name, number in TYPE_NUMBERS.items()} | {CHECKPOINT_MXFP4: "mxfp4"}
 
 
 class ValueType(enum.IntEnum):
@@ -151,6 +152,15 @@ def strings(values: Sequence[str]) -> Value:
     return Value(ValueType.STRING, StringArray.of(values))
 
 
+class CodeOrder(enum.Enum):
+    """Which element of an MXFP4 block a nibble of its record stands for."""
+
+    GGML = "ggml"
+    """Byte j holds elements j and j + 16."""
+    CHECKPOINT = "checkpoint"
+    """Byte j holds elements 2j and 2j + 1, as in OpenAI's checkpoints: Ollama's first files."""
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """An entry of the tensor directory; `shape` is row-major, the reverse of ggml's `ne`."""
@@ -160,6 +170,8 @@ class TensorInfo:
     encoding: Encoding
     offset: int
     """In bytes from the start of the data section when writing; from the start of the file once read."""
+    order: CodeOrder = CodeOrder.GGML
+    """Of the codes of MXFP4; meaningless for other encodings."""
 
     @property
     def nbytes(self) -> int:
@@ -187,7 +199,7 @@ def serialise_header(metadata: Mapping[str, Value], tensors: Sequence[TensorInfo
         pieces += (_serialise_string(key), value.serialise())
     for tensor in tensors:
         rank = len(tensor.shape)
-        number = TYPE_NUMBERS[tensor.encoding.name]
+        number = type_number(tensor.encoding)
         pieces += (
             _serialise_string(tensor.name),
             struct.pack(f"<I{rank}QIQ", rank, *reversed(tensor.shape), number, tensor.offset),
@@ -257,22 +269,23 @@ def _read_tensor_info(cursor: _Cursor) -> TensorInfo:
             found=f"{extents[0]} elements of {encoding.name}",
             expected=f"a multiple of {encoding.block}",
         )
-    return TensorInfo(name, tuple(reversed(extents)), encoding, offset)
+    order = CodeOrder.CHECKPOINT if number == CHECKPOINT_MXFP4 else CodeOrder.GGML
+    return TensorInfo(name, tuple(reversed(extents)), encoding, offset, order)
 
 
-@cache
 def encoding_of_type(number: int) -> Encoding | None:
-    """Return the encoding of a ggml type number, one without codec for types that are only known by size."""
-    if number in _ENCODING_NAMES:
-        return ENCODINGS[_ENCODING_NAMES[number]]
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+    """Return the encoding of a ggml type number, one that may not be decodable; None for an unknown number."""
+    name = _ENCODING_NAMES.get(number)
+    return ggml_encoding(number) if name is None else ENCODINGS[name]
 
-    try:
-        kind = GGMLQuantizationType(number)
-    except ValueError:
-        return None
-    block, nbytes = GGML_QUANT_SIZES[kind]
-    return Opaque(kind.name.lower(), block, nbytes)
+
+def type_number(encoding: Encoding) -> int:
+    """Return the ggml type number of an encoding of ggml, also of one that can only be copied."""
+    if encoding.name in TYPE_NUMBERS:
+        return TYPE_NUMBERS[encoding.name]
+    import gguf
+
+    return int(gguf.GGMLQuantizationType[encoding.name.upper()])
 
 
 def _placed(file: FileRef, entries: Iterable[TensorInfo], data_start: int, alignment: int) -> dict[str, TensorInfo]:
@@ -294,7 +307,7 @@ def _placed(file: FileRef, entries: Iterable[TensorInfo], data_start: int, align
                 found=f"{file.size} bytes",
                 expected=f"at least {start + entry.nbytes}",
             )
-        placed[entry.name] = TensorInfo(entry.name, entry.shape, entry.encoding, start)
+        placed[entry.name] = replace(entry, offset=start)
     end = data_start
     for tensor in sorted(placed.values(), key=lambda tensor: tensor.offset):
         if tensor.offset < end:

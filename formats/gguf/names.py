@@ -54,10 +54,16 @@ _CANONICAL_OUTSIDE = {name: canonical for canonical, name in _OUTSIDE_LAYERS.ite
 _CANONICAL_IN_LAYER = {name: canonical for canonical, names in _IN_LAYER.items() for name in names}
 
 
+def split_layer(gguf: str) -> tuple[int | None, str]:
+    """Return the layer of GGUF tensor `gguf`, None for one outside the layers, and its name there."""
+    match = _GGUF_LAYER.fullmatch(gguf)
+    return (None, gguf) if match is None else (int(match[1]), match[2])
+
+
 def canonical_name(gguf: str) -> str | None:
     """Return the canonical tensor that GGUF tensor `gguf` belongs to, or None if it is not one of gpt-oss."""
-    match = _GGUF_LAYER.fullmatch(gguf)
-    if match is None:
-        return _CANONICAL_OUTSIDE.get(gguf)
-    name = _CANONICAL_IN_LAYER.get(match[2])
-    return None if name is None else f"model.layers.{int(match[1])}.{name}"
+    layer, inner = split_layer(gguf)
+    if layer is None:
+        return _CANONICAL_OUTSIDE.get(inner)
+    name = _CANONICAL_IN_LAYER.get(inner)
+    return None if name is None else f"model.layers.{layer}.{name}"

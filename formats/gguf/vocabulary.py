@@ -6,6 +6,7 @@ expression; llama.cpp calls that of o200k `gpt-4o`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from gptoss_convert.formats.gguf.container import (
     strings,
     uint32,
 )
+from gptoss_convert.formats.gguf.dialects import DIALECTS, LLAMA_CPP
 from gptoss_convert.tokenizer import TokenKind, Vocabulary
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -54,6 +56,8 @@ _ID_KEYS = {
 }
 _ADD_KEYS = {"bos": "add_bos_token", "eos": "add_eos_token", "sep": "add_sep_token"}
 _TEMPLATE_KEY = "tokenizer.chat_template"
+_PADDING = re.compile(r"\[PAD[0-9]+\]")
+"""A token that pads the vocabulary: unused in files of llama.cpp's converter, defined by the user in Ollama's."""
 
 
 def vocabulary_metadata(vocabulary: Vocabulary, *, vocab_size: int, path: Path) -> dict[str, Value]:
@@ -120,6 +124,10 @@ def _template_metadata(templates: Mapping[str, str]) -> dict[str, Value]:
     return metadata
 
 
+def _is_padding(token: str | None, kind: TokenKind) -> bool:
+    return token is None or (kind is TokenKind.USER_DEFINED and _PADDING.fullmatch(token) is not None)
+
+
 @dataclass(frozen=True)
 class GgufTokenizer:
     """The vocabulary in the metadata of a GGUF file."""
@@ -134,7 +142,7 @@ class GgufTokenizer:
             InputError: a key is missing or contradicts another.
             UnsupportedError: it is a tokenizer of another kind.
         """
-        model, pre = (self._text(_PREFIX + key) for key in ("model", "pre"))
+        model, pre = self._text(_PREFIX + "model"), self._pre_tokenizer()
         if model != "gpt2" or pre not in _PATTERNS:
             raise UnsupportedError(
                 "tokenizer is not that of gpt-oss",
@@ -151,7 +159,9 @@ class GgufTokenizer:
         known = set(TokenKind)
         kinds = [TokenKind(number) if number in known else TokenKind.NORMAL for number in numbers.tolist()]
         tokens = [None if kind is TokenKind.UNUSED else text for kind, text in zip(kinds, texts, strict=True)]
-        used = max((index + 1 for index, token in enumerate(tokens) if token is not None), default=0)
+        used = len(tokens)
+        while used and _is_padding(tokens[used - 1], kinds[used - 1]):
+            used -= 1
         return Vocabulary(
             tokens=tokens[:used],
             kinds=kinds[:used],
@@ -161,6 +171,12 @@ class GgufTokenizer:
             added_automatically=self._scalars(_ADD_KEYS, bool),
             chat_templates=self._templates(),
         )
+
+    def _pre_tokenizer(self) -> str:
+        """Return llama.cpp's name of the pre-tokenizer."""
+        dialect = DIALECTS.get(self._text("general.architecture"), LLAMA_CPP)
+        name = self._text(_PREFIX + "pre")
+        return dialect.pre_tokenizers.get(name, name)
 
     def _text(self, key: str) -> str:
         value = self.metadata.get(key)

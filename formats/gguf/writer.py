@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptoss_convert.encodings import Encoding
@@ -13,8 +13,34 @@ from gptoss_convert.formats.gguf.tensors import PlacedTensor
 from gptoss_convert.formats.storage import FileRef
 
 # `llama_ftype` in llama.h
-_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
+_FILE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q8_0": 7,
+    "q5_0": 8,
+    "q5_1": 9,
+    "q2_k": 10,
+    "q3_k": 12,
+    "q4_k": 15,
+    "q5_k": 17,
+    "q6_k": 18,
+    "iq2_xxs": 19,
+    "iq2_xs": 20,
+    "iq3_xxs": 23,
+    "iq1_s": 24,
+    "iq4_nl": 25,
+    "iq3_s": 26,
+    "iq2_s": 28,
+    "iq4_xs": 30,
+    "iq1_m": 31,
+    "bf16": 32,
+    "tq1_0": 36,
+    "tq2_0": 37,
+}
 _FILE_TYPE_MXFP4_MOE = 38
+_FILE_TYPE_UNSTATED = 1024
 
 
 @dataclass(frozen=True)
@@ -65,8 +91,7 @@ def lay_out(
         file = FileRef(path.absolute(), len(header) + end)
         files.append((file, header))
         for info in infos:
-            absolute = TensorInfo(info.name, info.shape, info.encoding, len(header) + info.offset)
-            placed[info.name] = PlacedTensor(file, absolute)
+            placed[info.name] = PlacedTensor(file, replace(info, offset=len(header) + info.offset))
     return GgufLayout(tuple(files), placed)
 
 
@@ -97,4 +122,4 @@ def file_type(dense: Encoding, experts: Encoding) -> int:
     """Return `general.file_type` as llama.cpp's converter chooses it, by the embedding and the experts."""
     if experts.name == "mxfp4":
         return _FILE_TYPES["q8_0"] if dense.name == "q8_0" else _FILE_TYPE_MXFP4_MOE
-    return _FILE_TYPES[experts.name]
+    return _FILE_TYPES.get(experts.name, _FILE_TYPE_UNSTATED)

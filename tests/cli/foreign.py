@@ -6,19 +6,29 @@ from typing import Any
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 
 
 def with_encodings(source: Path, target: Path, encodings: Mapping[str, str]) -> Path:
     """Copy a GGUF file, with other encodings (and bytes that mean nothing) for the tensors named in `encodings`."""
+    data = {}
+    for tensor in gguf.GGUFReader(source).tensors:
+        if tensor.name in encodings:
+            kind = gguf.GGMLQuantizationType[encodings[tensor.name]]
+            shape = [int(size) for size in reversed(tensor.shape)]
+            data[tensor.name] = np.zeros(gguf.quant_shape_to_byte_shape(shape, kind), np.uint8), kind
+    return with_data(source, target, data)
+
+
+def with_data(
+    source: Path, target: Path, data: Mapping[str, tuple[NDArray[np.uint8], gguf.GGMLQuantizationType]]
+) -> Path:
+    """Copy a GGUF file, with other bytes and another type for the tensors named in `data`."""
     reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "gpt-oss")
     _copy_metadata(reader, writer)
     for tensor in reader.tensors:
-        kind = gguf.GGMLQuantizationType[encodings.get(tensor.name, tensor.tensor_type.name)]
-        data = tensor.data
-        if kind != tensor.tensor_type:
-            shape = [int(size) for size in reversed(tensor.shape)]
-            data = np.zeros(gguf.quant_shape_to_byte_shape(shape, kind), np.uint8)
-        writer.add_tensor(tensor.name, data, raw_dtype=kind)
+        content, kind = data.get(tensor.name, (tensor.data, tensor.tensor_type))
+        writer.add_tensor(tensor.name, content, raw_dtype=kind)
     _write(writer)
     return target
 

@@ -15,6 +15,7 @@ from tests.cli.command import run_here, run_process
 from tests.cli.foreign import with_encodings
 from tests.cli.samples import SHAPE, Kind, Samples
 from tests.cli.schemas import INSPECTION, PROBLEM, schema
+from tests.support import gguf_files
 from tests.support.checkpoints import REAL_20B, Shape, write_huggingface, write_safetensors
 from tests.support.layouts import huggingface_tensors
 from tests.support.tokenizers import DATA, write_small_tokenizer
@@ -153,21 +154,24 @@ def foreign(folder: Path, encodings: dict[str, str]) -> Path:
     return with_encodings(folder / "ours.gguf", folder / "foreign.gguf", encodings)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        [],
-        pytest.param(
-            ["--dense", "f16"],
-        ),
-    ],
-)
-def test_foreign_encodings_are_not_converted(options: list[str], tmp_path: Path) -> None:
+def test_foreign_encodings_are_copied(tmp_path: Path) -> None:
     source = foreign(tmp_path, {"output.weight": "Q6_K"})
-    outcome = run_here("to-gguf", source, "-o", tmp_path / "x.gguf", "--dry-run", *options)
+    outcome = run_here("to-gguf", source, "-o", tmp_path / "x.gguf")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert gguf_files.tensors(tmp_path / "x.gguf") == gguf_files.tensors(source)
+
+
+def test_foreign_encodings_are_decoded_with_permission(tmp_path: Path) -> None:
+    source = foreign(tmp_path, {"output.weight": "Q6_K"})
+    arguments: list[str | Path] = ["to-gguf", source, "-o", tmp_path / "x.gguf", "--dense", "f32"]
+    outcome = run_here(*arguments)
     assert outcome.exit_code == 4
     assert "lm_head.weight" in outcome.stderr
     assert "q6_k" in outcome.stderr
+    assert "--allow-lossy-source" in outcome.stderr
+    assert run_here(*arguments, "--allow-lossy-source").exit_code == 0
+    found, expected = (gguf_files.dequantised(path) for path in (tmp_path / "x.gguf", source))
+    assert (found["output.weight"] == expected["output.weight"]).all()
 
 
 def broken(samples: Samples, folder: Path) -> Path:

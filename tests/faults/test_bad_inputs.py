@@ -328,9 +328,21 @@ def second_part_is_the_first(source: Path) -> None:
     shutil.copy(source, next_part(source))
 
 
+def second_part_is_of_three(source: Path) -> None:
+    substituted(part_count(2), part_count(3))(next_part(source))
+
+
 def block_count(layers: int) -> bytes:
     key = b"gpt-oss.block_count"
     return struct.pack(f"<Q{len(key)}sII", len(key), key, 4, layers)
+
+
+def part_count(parts: int) -> bytes:
+    return b"split.count" + struct.pack("<IH", 2, parts)
+
+
+def tensor_count(tensors: int) -> bytes:
+    return b"split.tensors.count" + struct.pack("<Ii", 5, tensors)
 
 
 GGUF = [
@@ -359,7 +371,11 @@ GGUF = [
     in_gguf("scale byte 255 in GGUF", first_byte("blk.1.ffn_down_exps.weight", 255), 3, DOWN, "255"),
     in_split("second part is missing", lambda first: next_part(first).unlink(), 3, "00002-of-00002", "missing"),
     in_split("second part is cut", lambda first: cut(-1000)(next_part(first)), 3, "00002-of-00002", "truncated"),
-    in_split("second part is the first", second_part_is_the_first, 3, "00002-of-00002", "in two shards"),
+    in_split("second part is the first", second_part_is_the_first, 3, "00002-of-00002", "split.no", "found 0"),
+    in_split("second part is of a set of three", second_part_is_of_three, 3, "00002-of-00002", "split.count",
+        "found 3", "expected 2"),
+    in_split("parts hold fewer tensors than they say", substituted(tensor_count(41), tensor_count(42)), 3,
+        "00001-of-00002", "split.tensors.count", "found 41", "expected 42"),
 ]
 
 OPTIONS = [

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gptoss_convert.checkpoint import Checkpoint
-from gptoss_convert.converters.execute import execute
+from gptoss_convert.converters.execute import Resources, execute
 from gptoss_convert.converters.plan import Entry, Plan
 from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
 from gptoss_convert.description import Description, Reference
@@ -21,6 +22,7 @@ from gptoss_convert.errors import InputError, OptionError, OutputError, Unsuppor
 from gptoss_convert.formats import open_checkpoint, open_tokenizer
 from gptoss_convert.formats.gguf.container import Value, read_header
 from gptoss_convert.formats.storage import FileRef
+from tests.support import gguf_files, ollama
 from tests.support.checkpoints import Shape, write_huggingface
 from tests.support.tokenizers import write_small_tokenizer
 from tests.unit.formats.gguf import models
@@ -345,22 +347,139 @@ def test_swiglu_limit_that_llama_cpp_lacks_is_refused(tmp_path: Path) -> None:
         planned(open_checkpoint(folder))
 
 
+# --- files whose numbers were rounded
+
+
+EMBEDDING, GATE, UP, DOWN = (
+    "token_embd.weight",
+    "blk.0.ffn_gate_exps.weight",
+    "blk.0.ffn_up_exps.weight",
+    "blk.0.ffn_down_exps.weight",
+)
+
+
+def rounded(folder: Path, encodings: Mapping[str, str], **keys: Any) -> Path:
+    """A model in encodings of others; gguf-py makes them."""
+    return models.write(folder / "source.gguf", models.random_values(), encodings=encodings, change=keys)
+
+
+def written(source: Path, **options: Any) -> Path:
+    """Convert to another GGUF file."""
+    plan = plan_gguf(open_checkpoint(source), source.with_name("out.gguf"), GgufOptions(**options))
+    execute(plan, resources=Resources(jobs=2, memory=1 << 20))
+    return plan.output
+
+
+ROUNDED = {EMBEDDING: "q4_0", GATE: "q5_0", UP: "q5_0", DOWN: "q4_1", "output.weight": "q8_0"}
+DIVIDED = {EMBEDDING: "q4_0", GATE: "q5_1", UP: "mxfp4", DOWN: "q4_0"}
+
+
+@pytest.mark.parametrize("encodings", [ROUNDED, DIVIDED, dict.fromkeys(ROUNDED, "q5_1")])
+def test_rounded_numbers_are_copied_bit_by_bit(tmp_path: Path, encodings: dict[str, str]) -> None:
+    source = rounded(tmp_path, encodings)
+    assert gguf_files.tensors(written(source)) == gguf_files.tensors(source)
+
+
+def test_plan_of_a_copy_says_that_every_byte_is_kept(tmp_path: Path) -> None:
+    source = rounded(tmp_path, DIVIDED)
+    plan = plan_gguf(open_checkpoint(source), tmp_path / "out.gguf")
+    assert plan.loss is LossClass.BYTE_EXACT
+    assert {entry.name: entry.encoding.name for entry in entries(plan)}.items() >= DIVIDED.items()
+    assert {entry.loss for entry in entries(plan)} == {LossClass.BYTE_EXACT}
+    assert plan.data_nbytes == sum(entry.nbytes for entry in entries(plan))
+
+
+def test_types_that_cannot_be_decoded_are_copied_too(tmp_path: Path) -> None:
+    source = rounded(tmp_path, {})
+    content = bytearray(source.read_bytes())
+    place = content.index(b"\0output.weight") + len("\0output.weight") + 4 + 2 * 8
+    content[place : place + 4] = int(gguf.GGMLQuantizationType.I32).to_bytes(4, "little")
+    source.write_bytes(content)
+    assert gguf_files.tensors(written(source))["output.weight"][0] == "I32"
+    with pytest.raises(UnsupportedError, match=r"cannot be decoded.*lm_head\.weight.*i32"):
+        written(source, dense="f32", allow_lossy_source=True)
+
+
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("encodings", "options", "name", "kind"),
     [
-        ("token_embd.weight", {}),
-        ("token_embd.weight", {"dense": "f16"}),
-        ("blk.0.ffn_gate_inp.weight", {}),
+        (ROUNDED, {"dense": "f16"}, "model.embed_tokens.weight", "q4_0"),
+        (ROUNDED, {"experts": "mxfp4"}, "gate_up_proj", "q5_0"),
+        (DIVIDED, {"experts": "bf16"}, "gate_up_proj", "q5_1.mxfp4"),
+        ({EMBEDDING: "q8_0"}, {"dense": "bf16"}, "model.embed_tokens.weight", "q8_0"),
+        ({"blk.0.ffn_gate_inp.weight": "q4_0"}, {}, "router.weight", "q4_0"),
     ],
 )
-def test_numbers_that_cannot_be_decoded_are_refused_whatever_is_asked_for(
-    tmp_path: Path, name: str, options: dict[str, Any]
+def test_rounded_numbers_are_decoded_with_permission_only(
+    tmp_path: Path, encodings: dict[str, str], options: dict[str, Any], name: str, kind: str
 ) -> None:
-    checkpoint = open_checkpoint(
-        models.write(tmp_path / "m.gguf", models.random_values(), encodings={name: "q4_0"})
+    source = rounded(tmp_path, encodings)
+    with pytest.raises(UnsupportedError, match=f"{name}.*{kind}.*--allow-lossy-source"):
+        plan_gguf(open_checkpoint(source), tmp_path / "out.gguf", GgufOptions(**options))
+    assert written(source, **options, allow_lossy_source=True).exists()
+
+
+@pytest.mark.parametrize("encodings", [ROUNDED, DIVIDED])
+def test_decoded_numbers_are_those_of_gguf_py(tmp_path: Path, encodings: dict[str, str]) -> None:
+    source = rounded(tmp_path, encodings)
+    found = gguf_files.dequantised(written(source, dense="f32", experts="f32", allow_lossy_source=True))
+    for name, values in gguf_files.dequantised(source).items():
+        np.testing.assert_array_equal(found[name].ravel(), values.ravel(), err_msg=name)
+
+
+def test_pattern_that_divides_gate_and_up_is_refused(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(rounded(tmp_path, DIVIDED))
+    options = GgufOptions(overrides=[(GATE, "bf16")], allow_lossy_source=True)
+    with pytest.raises(OptionError, match="halves of one tensor"):
+        plan_gguf(checkpoint, tmp_path / "out.gguf", options)
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q4_k"])
+def test_encoding_that_can_only_be_copied_cannot_be_asked_for(checkpoint: Checkpoint, name: str) -> None:
+    with pytest.raises(OptionError, match=name):
+        planned(checkpoint, experts=name)
+
+
+@pytest.mark.parametrize(
+    ("encodings", "options", "expected"),
+    [
+        (ROUNDED, {}, 38),
+        (ROUNDED, {"dense": "f16"}, FILE_TYPES.MOSTLY_Q4_1),
+        ({DOWN: "q5_0"}, {"dense": "f16"}, FILE_TYPES.MOSTLY_Q5_0),
+        ({}, {"dense": "f16"}, FILE_TYPES.ALL_F32),
+    ],
+)
+def test_file_type_is_kept_if_all_encodings_are(
+    tmp_path: Path, encodings: dict[str, str], options: dict[str, Any], expected: int
+) -> None:
+    source = rounded(tmp_path, encodings, **{"general.file_type": 38})
+    plan = plan_gguf(
+        open_checkpoint(source), tmp_path / "out.gguf", GgufOptions(**options, allow_lossy_source=True)
     )
-    with pytest.raises(UnsupportedError, match=r"cannot be decoded.*q4_0"):
-        plan_gguf(checkpoint, tmp_path / "out.gguf", GgufOptions(**options))
+    assert metadata(plan, tmp_path)["general.file_type"].value == expected
+
+
+@pytest.mark.parametrize("stated", ["9" * 5000, "-1", "x", "", (1 << 32) - 1, 0.5, [1, 2]])
+def test_file_type_that_is_none_is_not_kept(tmp_path: Path, stated: Any) -> None:
+    source = rounded(tmp_path, {DOWN: "q5_0"}, **{"general.file_type": stated})
+    plan = plan_gguf(open_checkpoint(source), tmp_path / "out.gguf")
+    assert metadata(plan, tmp_path)["general.file_type"].value == FILE_TYPES.MOSTLY_Q5_0
+
+
+@pytest.mark.parametrize("style", [ollama.LIBRARY, ollama.LATER], ids=["library", "later"])
+def test_file_of_ollama_becomes_the_file_of_its_source(tmp_path: Path, style: ollama.Style) -> None:
+    ids = write_small_tokenizer(tmp_path / "model")
+    source = write_huggingface(tmp_path / "model", Shape(layers=2), special_ids=ids)
+    theirs = ollama.write_ollama(tmp_path / "ollama.gguf", source, style)
+    dense = "f16" if style.dense == ollama.F16 else "bf16"
+    expected = plan_gguf(open_checkpoint(source), tmp_path / "expected.gguf", GgufOptions(dense=dense))
+    execute(expected)
+    found = written(theirs)
+    assert gguf_files.tensors(found) == gguf_files.tensors(expected.output)
+    keys, expected_keys = (gguf_files.metadata(path) for path in (found, expected.output))
+    different = {key for key in keys | expected_keys if keys.get(key) != expected_keys.get(key)}
+    # What Ollama's file states otherwise, or not at all.
+    assert different == {"general.name", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.padding_token_id"}
 
 
 # --- description

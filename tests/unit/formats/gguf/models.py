@@ -35,6 +35,31 @@ SHAPES = {
 }
 """A model of one layer."""
 
+KEYS: dict[str, Any] = {
+    "gpt-oss.block_count": 1,
+    "gpt-oss.context_length": 131072,
+    "gpt-oss.embedding_length": HIDDEN,
+    "gpt-oss.attention.head_count": HEADS,
+    "gpt-oss.attention.head_count_kv": KV_HEADS,
+    "gpt-oss.attention.key_length": HEAD_DIM,
+    "gpt-oss.attention.value_length": HEAD_DIM,
+    "gpt-oss.attention.sliding_window": 128,
+    "gpt-oss.attention.layer_norm_rms_epsilon": 1e-5,
+    "gpt-oss.rope.freq_base": 150000.0,
+    "gpt-oss.rope.scaling.type": "yarn",
+    "gpt-oss.rope.scaling.factor": 32.0,
+    "gpt-oss.rope.scaling.original_context_length": 4096,
+    "gpt-oss.expert_count": EXPERTS,
+    "gpt-oss.expert_used_count": 2,
+    "gpt-oss.expert_feed_forward_length": INNER,
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "gpt-4o",
+    "tokenizer.ggml.tokens": [f"t{index}" for index in range(VOCAB)],
+    "tokenizer.ggml.token_type": [1] * VOCAB,
+    "tokenizer.ggml.merges": ["t 1"],
+}
+"""Metadata of that model."""
+
 Values = dict[str, NDArray[np.float32]]
 
 
@@ -62,30 +87,7 @@ def write(
         architecture: `general.architecture`.
     """
     writer = gguf.GGUFWriter(path, architecture)
-    keys: dict[str, Any] = {
-        "gpt-oss.block_count": 1,
-        "gpt-oss.context_length": 131072,
-        "gpt-oss.embedding_length": HIDDEN,
-        "gpt-oss.attention.head_count": HEADS,
-        "gpt-oss.attention.head_count_kv": KV_HEADS,
-        "gpt-oss.attention.key_length": HEAD_DIM,
-        "gpt-oss.attention.value_length": HEAD_DIM,
-        "gpt-oss.attention.sliding_window": 128,
-        "gpt-oss.attention.layer_norm_rms_epsilon": 1e-5,
-        "gpt-oss.rope.freq_base": 150000.0,
-        "gpt-oss.rope.scaling.type": "yarn",
-        "gpt-oss.rope.scaling.factor": 32.0,
-        "gpt-oss.rope.scaling.original_context_length": 4096,
-        "gpt-oss.expert_count": EXPERTS,
-        "gpt-oss.expert_used_count": 2,
-        "gpt-oss.expert_feed_forward_length": INNER,
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-4o",
-        "tokenizer.ggml.tokens": [f"t{index}" for index in range(VOCAB)],
-        "tokenizer.ggml.token_type": [1] * VOCAB,
-        "tokenizer.ggml.merges": ["t 1"],
-    }
-    for key, value in (keys | dict(change or {})).items():
+    for key, value in (KEYS | dict(change or {})).items():
         add(writer, key, value)
     for name, array in values.items():
         kind = gguf.GGMLQuantizationType[(encodings or {}).get(name, "f32").upper()]

@@ -11,7 +11,8 @@ from hypothesis.extra import numpy as hnp
 
 from gptoss_convert.encodings import ENCODINGS, Array, Chunk, Encoding
 from gptoss_convert.formats.gguf.blocks import RecordStorage, pack, unpack
-from gptoss_convert.formats.storage import InterleavedStorage
+from gptoss_convert.formats.gguf.container import CodeOrder
+from gptoss_convert.formats.storage import DecodedStorage, InterleavedStorage
 from tests.unit.formats.moves import Case, pieces, ranges, stored_in
 
 NAMES = ("f32", "f16", "bf16", "mxfp4", "q8_0")
@@ -102,6 +103,17 @@ def test_mxfp4_record_has_the_scale_first_and_elements_j_and_j_plus_16_in_byte_j
     assert (record[1:] >> 4).tolist() == elements[16:].tolist()
 
 
+@given(codes=hnp.arrays(np.uint8, (3, 32)), scales=hnp.arrays(np.uint8, (3, 2)))
+def test_record_in_the_order_of_the_checkpoint_is_the_scale_and_its_codes(codes: Array, scales: Array) -> None:
+    packed = raw_rows(pack(ENCODINGS["mxfp4"], (codes, scales), CodeOrder.CHECKPOINT))
+    rows = packed.reshape(3, 2, 17)
+    np.testing.assert_array_equal(rows[..., 0], scales)
+    np.testing.assert_array_equal(rows[..., 1:].reshape(3, 32), codes)
+    found_codes, found_scales = unpack(ENCODINGS["mxfp4"], packed.reshape(3, 34), CodeOrder.CHECKPOINT)
+    np.testing.assert_array_equal(found_codes, codes)
+    np.testing.assert_array_equal(found_scales, scales)
+
+
 @pytest.mark.parametrize("rows", [1, 7, 400])
 @pytest.mark.parametrize("name", ["mxfp4", "q8_0"])
 def test_gguf_py_reads_the_same_numbers(name: str, rows: int) -> None:
@@ -131,6 +143,21 @@ def records(folder: Path, name: str) -> Case:
     return Case(RecordStorage(stored, encoding), chunk, contents)
 
 
+def records_in_checkpoint_order(folder: Path, name: str) -> Case:
+    encoding = ENCODINGS[name]
+    contents: dict[Path, bytes] = {}
+    chunk = encoding.encode(np.random.default_rng(5).standard_normal((6, 64), np.float32))
+    stored = stored_in(folder / "file", raw_rows(pack(encoding, chunk, CodeOrder.CHECKPOINT)), contents)
+    return Case(RecordStorage(stored, encoding, CodeOrder.CHECKPOINT), chunk, contents)
+
+
+def decoded_records(folder: Path, name: str) -> Case:
+    """Stored in an encoding, moved as float32."""
+    case = records(folder, name)
+    encoding = ENCODINGS[name]
+    return Case(DecodedStorage(case.storage, encoding), (encoding.decode(case.chunk),), case.contents)
+
+
 def interleaved_records(folder: Path, name: str) -> Case:
     """Even and odd rows, as of gate and up."""
     encoding = ENCODINGS[name]
@@ -143,7 +170,10 @@ def interleaved_records(folder: Path, name: str) -> Case:
     return Case(InterleavedStorage(*halves, axis=0), chunk, contents)
 
 
-@pytest.fixture(params=[(layout, name) for layout in (records, interleaved_records) for name in NAMES])
+LAYOUTS = [(layout, name) for layout in (records, interleaved_records, decoded_records) for name in NAMES]
+
+
+@pytest.fixture(params=[*LAYOUTS, (records_in_checkpoint_order, "mxfp4")])
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     layout, name = request.param
     made: Case = layout(tmp_path, name)

@@ -1,6 +1,7 @@
 """The configuration as GGUF metadata."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -263,10 +264,47 @@ def test_contradictions_are_refused(key: str, value: int, conflict: str) -> None
         parsed(METADATA | {f"gpt-oss.{key}": uint32(value)})
 
 
-@pytest.mark.parametrize("name", ["llama", "gptoss", ""])
+@pytest.mark.parametrize("name", ["llama", "gpt-oss2", "GPTOSS", ""])
 def test_other_architecture_is_not_supported(name: str) -> None:
     with pytest.raises(UnsupportedError, match="not a gpt-oss model"):
         parsed(METADATA | {"general.architecture": string(name)})
+
+
+def as_ollama(metadata: Mapping[str, Value]) -> dict[str, Value]:
+    """The same metadata under the keys of Ollama, which left some out."""
+    keys = {key.replace("gpt-oss.", "gptoss."): value for key, value in metadata.items()}
+    left_out = ("rope.scaling.type", "expert_feed_forward_length", "rope.scaling.yarn_beta_fast")
+    for key in (*left_out, "rope.scaling.yarn_beta_slow"):
+        keys.pop(f"gptoss.{key}", None)
+    return keys | {"general.architecture": string("gptoss")}
+
+
+def test_keys_of_ollama_mean_the_same() -> None:
+    assert "gpt-oss.expert_feed_forward_length" in METADATA
+    assert parsed(as_ollama(METADATA)) == parsed(METADATA)
+
+
+def test_what_ollama_states_goes_before_what_it_leaves_out() -> None:
+    stated = as_ollama(METADATA) | {"gptoss.expert_feed_forward_length": uint32(64)}
+    assert parsed(stated).intermediate_size == 64
+    with pytest.raises(UnsupportedError, match="YaRN"):
+        parsed(as_ollama(METADATA) | {"gptoss.rope.scaling.type": string("linear")})
+
+
+@pytest.mark.parametrize("key", ["block_count", "feed_forward_length", "rope.freq_base"])
+def test_key_that_ollama_writes_is_missed(key: str) -> None:
+    metadata = as_ollama(METADATA)
+    del metadata[f"gptoss.{key}"]
+    with pytest.raises(InputError, match=rf"gptoss\.{key}"):
+        parsed(metadata)
+
+
+@pytest.mark.parametrize("key", ["rope.scaling.type", "expert_feed_forward_length"])
+def test_key_that_only_ollama_leaves_out_is_missed_elsewhere(key: str) -> None:
+    metadata = dict(METADATA)
+    del metadata[f"gpt-oss.{key}"]
+    with pytest.raises(InputError, match=rf"gpt-oss\.{key}"):
+        parsed(metadata)
 
 
 @pytest.mark.parametrize("name", ["linear", "longrope", "none"])

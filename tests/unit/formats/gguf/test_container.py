@@ -4,6 +4,8 @@ import contextlib
 import math
 import os
 import struct
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gptoss_convert.encodings import ENCODINGS, Encoding
-from gptoss_convert.encodings.opaque import Opaque
 from gptoss_convert.errors import GptossConvertError, InputError, UnsupportedError
 from gptoss_convert.formats.gguf.container import (
+    CodeOrder,
     Header,
     StringArray,
     TensorInfo,
@@ -32,6 +34,7 @@ from gptoss_convert.formats.gguf.container import (
     serialise_header,
     string,
     strings,
+    type_number,
     uint32,
 )
 from gptoss_convert.formats.storage import FileRef
@@ -260,10 +263,31 @@ def known_types() -> list[gguf.GGMLQuantizationType]:
 
 
 @pytest.mark.parametrize("kind", known_types())
-def test_every_other_ggml_type_is_known_by_size(kind: gguf.GGMLQuantizationType) -> None:
+def test_every_other_ggml_type_is_known_and_leads_back(kind: gguf.GGMLQuantizationType) -> None:
     encoding = encoding_of_type(kind.value)
-    assert isinstance(encoding, Opaque)
+    assert encoding is not None
     assert (encoding.block, encoding.bytes_per_block) == gguf.GGML_QUANT_SIZES[kind]
+    assert type_number(encoding) == kind.value
+
+
+def test_first_number_of_ollama_for_mxfp4_tells_the_order_of_its_codes(tmp_path: Path) -> None:
+    tensors = [raw.tensor("a", [32], 4), raw.tensor("b", [32], raw.MXFP4, 32), raw.tensor("c", [32], raw.F32, 64)]
+    parsed = parse(raw.gguf([], tensors, bytes(192)), tmp_path).tensors
+    assert (parsed["a"].encoding, parsed["a"].order) == (ENCODINGS["mxfp4"], CodeOrder.CHECKPOINT)
+    assert (parsed["b"].encoding, parsed["b"].order) == (ENCODINGS["mxfp4"], CodeOrder.GGML)
+    assert parsed["a"].nbytes == 17
+
+
+def test_own_encodings_need_no_library(tmp_path: Path) -> None:
+    path = tmp_path / "file.gguf"
+    path.write_bytes(raw.gguf([], [raw.tensor("a", [32], 4), raw.tensor("b", [32], raw.Q8_0, 32)], bytes(96)))
+    code = (
+        "import sys; from pathlib import Path; from gptoss_convert.formats.gguf.container import read_header; "
+        "from gptoss_convert.formats.storage import FileRef; read_header(FileRef.at(Path(sys.argv[1]))); "
+        "print('gguf' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code, path], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("name", list(ENCODINGS))
@@ -353,7 +377,8 @@ FAULTS: dict[str, bytes] = {
     "row of a broken block": one_tensor([33], raw.MXFP4),
     # types
     "unknown ggml type": one_tensor([8], 99),
-    "removed ggml type": one_tensor([32], 4),
+    "removed ggml type": one_tensor([32], 5),
+    "broken block of Ollama's first type": one_tensor([33], 4),
     "huge ggml type": one_tensor([8], (1 << 32) - 1),
     # data
     "offset that is not aligned": one_tensor([8], offset=4),

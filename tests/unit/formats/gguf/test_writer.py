@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gptoss_convert.checkpoint import inventory
 from gptoss_convert.encodings import ENCODINGS
-from gptoss_convert.formats.gguf.container import aligned, read_header, string
+from gptoss_convert.formats.gguf.container import aligned, encoding_of_type, read_header, string
 from gptoss_convert.formats.gguf.reader import read, split_path
 from gptoss_convert.formats.gguf.tensors import PlacedTensor, canonical_tensor
 from gptoss_convert.formats.gguf.writer import GgufLayout, NewTensor, file_type, lay_out
@@ -154,3 +154,32 @@ def test_canonical_tensors_are_written_as_they_were_read(tmp_path: Path, encodin
 )
 def test_file_type_is_that_of_llama_cpp(dense: str, experts: str, expected: str) -> None:
     assert file_type(ENCODINGS[dense], ENCODINGS[experts]) == gguf.LlamaFileType[expected]
+
+
+FOREIGN = [kind for kind in gguf.GGMLQuantizationType if kind.name.lower() not in ENCODINGS]
+UNSTATED = 1024
+"""`LLAMA_FTYPE_GUESSED` in llama.h."""
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_file_type_of_foreign_experts_is_that_of_llama_cpp_or_unstated(kind: gguf.GGMLQuantizationType) -> None:
+    names = (f"MOSTLY_{kind.name}", f"MOSTLY_{kind.name}_M")
+    known = [int(gguf.LlamaFileType[name]) for name in names if name in gguf.LlamaFileType.__members__]
+    encoding = encoding_of_type(kind.value)
+    assert encoding is not None
+    assert file_type(ENCODINGS["q8_0"], encoding) in (*known, UNSTATED)
+    if kind.name in ("Q4_0", "Q5_1", "Q2_K", "Q4_K", "Q6_K", "IQ4_XS", "TQ1_0"):
+        assert file_type(ENCODINGS["q8_0"], encoding) in known
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_types_are_laid_out_as_they_are_read(kind: gguf.GGMLQuantizationType, tmp_path: Path) -> None:
+    encoding = encoding_of_type(kind.value)
+    assert encoding is not None
+    tensors = [NewTensor("a", (3, 256), encoding), NewTensor("b", (2,), ENCODINGS["f32"])]
+    layout = lay_out(tensors, METADATA, tmp_path / "m.gguf", split_max_size=None)
+    (path,) = write_empty(layout)
+    found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    assert found["a"].tensor_type == kind
+    assert int(found["a"].n_bytes) == encoding.nbytes((3, 256)) == layout.placed["a"].info.nbytes
+    assert int(found["b"].data_offset) == layout.placed["b"].info.offset
