@@ -33,3 +33,20 @@ def require_faithful(transfers: Iterable[Transfer], *, allow_lossy: bool) -> Non
                 expected="an encoding that gpt-oss is published in: bf16 or mxfp4",
                 hint=f"keep {source.name}, or convert the rounded numbers with {ALLOW_LOSSY_SOURCE}",
             )
+
+
+def require_decodable(transfers: Iterable[Transfer]) -> None:
+    """Refuse to convert numbers whose encoding has no codec; copying them needs none.
+
+    Raises:
+        UnsupportedError: there is such a tensor; the first is named.
+    """
+    for transfer in transfers:
+        source = transfer.source
+        if not source.encoding.can_decode and source.encoding != transfer.target.encoding:
+            raise UnsupportedError(
+                "numbers of the source cannot be decoded",
+                file=source.file,
+                tensor=source.name,
+                found=source.encoding.name,
+            )

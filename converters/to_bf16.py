@@ -13,7 +13,6 @@ from gptoss_convert.converters.weight_folder import (
     carried_configuration,
     carry_over,
     plan_weight_folder,
-    require_decodable,
     require_folder_name,
 )
 from gptoss_convert.encodings import ENCODINGS
@@ -31,6 +30,8 @@ class Bf16Options:
 
     max_shard_size: int = DEFAULT_SHARD_SIZE
     """Bytes of tensor data per file; a single larger tensor gets a file of its own."""
+    allow_lossy_source: bool = False
+    """Whether numbers that were rounded when the source was stored may be decoded."""
 
 
 def plan_bf16(
@@ -60,7 +61,6 @@ def plan_bf16(
     require_folder_name(folder)
     bf16 = ENCODINGS["bf16"]
     encodings = dict.fromkeys(inventory(checkpoint.config), bf16)
-    require_decodable(checkpoint, encodings)
     carried = carry_over(checkpoint, tokenizer)
     config = config_json(
         checkpoint.config,
@@ -77,6 +77,7 @@ def plan_bf16(
         carried=carried,
         texts={CONFIG: config},
         notes=(),
+        allow_lossy_source=options.allow_lossy_source,
     )
     from_mxfp4 = any(transfer.source.encoding.name == "mxfp4" for transfer in plan.transfers)
     return replace(plan, scale_sidecar=folder.absolute() / SIDECAR_NAME) if from_mxfp4 else plan

@@ -15,10 +15,9 @@ from gptoss_convert.converters.weight_folder import (
     carried_configuration,
     carry_over,
     plan_weight_folder,
-    require_decodable,
     require_folder_name,
 )
-from gptoss_convert.encodings import ENCODINGS, encoding
+from gptoss_convert.encodings import ENCODINGS, Encoding, encoding
 from gptoss_convert.encodings.mxfp4_quantiser import ScaleRule
 from gptoss_convert.errors import OptionError, UnsupportedError
 from gptoss_convert.formats import huggingface_writer, openai_writer
@@ -38,9 +37,11 @@ class Mxfp4Options:
     rule: ScaleRule = ScaleRule.MSE
     """How the scale of a block is chosen, where no named scale is as good."""
     dense: str | None = "bf16"
-    """Encoding of everything but the expert matrices; None keeps that of the source."""
+    """Encoding of everything but the expert matrices; None keeps that of the source.."""
     max_shard_size: int | None = DEFAULT_SHARD_SIZE
-    """Bytes of tensor data per file; a single larger tensor gets a file of its own."""
+    """Bytes of tensor data per file; a single larger tensor gets a file of its own; None writes a single file."""
+    allow_lossy_source: bool = False
+    """Whether numbers that were rounded when the source was stored may be decoded."""
 
 
 def plan_mxfp4(
@@ -70,44 +71,28 @@ def plan_mxfp4(
     """
     options = options or Mxfp4Options()
     checkpoint.require_sound()
+    if options.layout == "openai" and options.dense != "bf16":
+        raise OptionError("OpenAI's layout has bf16 only", found=f"dense {options.dense or 'as in the source'}")
     require_folder_name(folder)
     folder = folder.absolute()
-    encodings = {
-        name: ENCODINGS["mxfp4"]
-        if spec.role is Role.EXPERTS
-        else checkpoint.tensors[name].encoding
-        if options.dense is None
-        else encoding(options.dense)
-        for name, spec in inventory(checkpoint.config).items()
-    }
-    for name, chosen in encodings.items():
-        columns = checkpoint.tensors[name].columns
-        if not chosen.fits(columns):
-            raise UnsupportedError(
-                "rows are not whole blocks of MXFP4",
-                file=checkpoint.tensors[name].file,
-                tensor=name,
-                found=f"{columns} elements",
-                expected=f"a multiple of {chosen.block}",
-            )
-    require_decodable(checkpoint, encodings)
     carried = carry_over(checkpoint, tokenizer)
-    if options.layout == "hf":
-        weights = huggingface_writer.lay_out_folder(
-            checkpoint.config, encodings, folder, max_shard_size=options.max_shard_size
-        )
-        config = huggingface_writer.config_json(
-            checkpoint.config,
-            carried=carried_configuration(checkpoint),
-            special_ids=carried.special_ids,
-            experts=ENCODINGS["mxfp4"],
-        )
-        texts = {CONFIG: config}
-    else:
+    if options.layout == "openai":
         weights = openai_writer.lay_out_folder(
-            checkpoint.config, encodings, folder, max_shard_size=options.max_shard_size
+            checkpoint.config, folder, max_shard_size=options.max_shard_size, source=checkpoint.path
         )
         texts = {}
+    else:
+        weights = huggingface_writer.lay_out_folder(
+            checkpoint.config, _encodings(checkpoint, options), folder, max_shard_size=options.max_shard_size
+        )
+        texts = {
+            CONFIG: huggingface_writer.config_json(
+                checkpoint.config,
+                carried=carried_configuration(checkpoint),
+                special_ids=carried.special_ids,
+                experts=ENCODINGS["mxfp4"],
+            )
+        }
     recodings = _recodings(checkpoint, base, options.rule)
     return plan_weight_folder(
         checkpoint,
@@ -118,8 +103,30 @@ def plan_mxfp4(
         carried=carried,
         texts=texts,
         notes=_notes(recodings, options.rule, base),
+        allow_lossy_source=options.allow_lossy_source,
         inputs=() if base is None else (base.path, *base.files),
     )
+
+
+def _encodings(checkpoint: Checkpoint, options: Mxfp4Options) -> dict[str, Encoding]:
+    """Return the encoding that every tensor gets in the Hugging Face layout."""
+    mxfp4 = ENCODINGS["mxfp4"]
+    encodings: dict[str, Encoding] = {}
+    for name, spec in inventory(checkpoint.config).items():
+        tensor = checkpoint.tensors[name]
+        if spec.role is not Role.EXPERTS:
+            encodings[name] = tensor.encoding if options.dense is None else encoding(options.dense)
+            continue
+        if not mxfp4.fits(tensor.columns):
+            raise UnsupportedError(
+                "rows of experts are not whole blocks of MXFP4",
+                file=tensor.file,
+                tensor=name,
+                found=f"{tensor.columns} elements",
+                expected=f"a multiple of {mxfp4.block}",
+            )
+        encodings[name] = mxfp4
+    return encodings
 
 
 def _recodings(checkpoint: Checkpoint, base: Checkpoint | None, rule: ScaleRule) -> dict[str, Recoding]:

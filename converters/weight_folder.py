@@ -17,8 +17,8 @@ from gptoss_convert.assets import (
 from gptoss_convert.checkpoint import Checkpoint, Tensor
 from gptoss_convert.converters.plan import Entry, Plan, PlannedFile, Transfer
 from gptoss_convert.converters.recoding import Recoding
-from gptoss_convert.encodings import Encoding
-from gptoss_convert.errors import OutputError, UnsupportedError
+from gptoss_convert.converters.sources import require_decodable, require_faithful
+from gptoss_convert.errors import OutputError
 from gptoss_convert.formats.storage import FileRef
 from gptoss_convert.formats.tokenizer_files import tokenizer_files
 from gptoss_convert.formats.weight_folder import WeightFolder
@@ -81,6 +81,7 @@ def plan_weight_folder(
     carried: Carried,
     texts: Mapping[str, bytes],
     notes: Sequence[str],
+    allow_lossy_source: bool,
     inputs: Sequence[Path] = (),
 ) -> Plan:
     """Return the plan for a folder.
@@ -94,13 +95,19 @@ def plan_weight_folder(
         carried: files that travel from the source.
         texts: contents of further files by name, such as the configuration.
         notes: what the user should know.
+        allow_lossy_source: whether numbers that were rounded when the source was stored may be decoded.
         inputs: files and folders that are read besides those of the source.
+
+    Raises:
+        UnsupportedError: numbers of the source cannot be decoded, or must not be.
     """
     transfers = tuple(
         Transfer(source, target, recoding(source, target))
         for name, target in weights.tensors.items()
         for source in (checkpoint.tensors[name],)
     )
+    require_decodable(transfers)
+    require_faithful(transfers, allow_lossy=allow_lossy_source)
     written = {**weights.texts, **texts, **carried.texts}
     files = [
         *_weight_files(weights, transfers),
@@ -127,19 +134,6 @@ def require_folder_name(folder: Path) -> None:
     """
     if not folder.name:
         raise OutputError("output has no name", file=folder, hint="give the name of a new folder")
-
-
-def require_decodable(checkpoint: Checkpoint, targets: Mapping[str, Encoding]) -> None:
-    """Refuse tensors whose encoding has no codec and that would have to be decoded.
-
-    Raises:
-        UnsupportedError: there is one.
-    """
-    for name, tensor in checkpoint.tensors.items():
-        if not tensor.encoding.can_decode and targets.get(name) != tensor.encoding:
-            raise UnsupportedError(
-                "numbers of the source cannot be decoded", file=tensor.file, tensor=name, found=tensor.encoding.name
-            )
 
 
 def _weight_files(weights: WeightFolder, transfers: Sequence[Transfer]) -> list[PlannedFile]:
