@@ -208,9 +208,6 @@ def _mxfp4_digests(codes: Array, scales: Array, segments: list[slice]) -> Iterat
 
 def _bf16_digests(bits: Array, segments: list[slice]) -> Iterator[bytes]:
     """Yield the digests of numbers given as bits, uint16 `[rows, columns]` in C or F order."""
-    nan = (bits & 0x7FFF) > 0x7F80
-    if nan.any():
-        bits = np.where(nan, np.uint16(_CANONICAL_NAN >> 16), bits)
     plain: Array | None = None
     for candidates, rows, run in _runs(segments, lambda segment: _may_be_mxfp4(bits[segment.start])):
         recovered = recover_blocks(bits[rows]) if candidates else None
@@ -220,7 +217,15 @@ def _bf16_digests(bits: Array, segments: list[slice]) -> Iterator[bytes]:
                 yield _digest(b"mxfp4\n", recovered.codes[own], recovered.scales[own])
             else:
                 plain = row_major(bits) if plain is None else plain
-                yield _digest(b"bf16\n", plain[segment])
+                yield _digest(b"bf16\n", _with_one_nan(plain[segment]))
+
+
+def _with_one_nan(bits: Array) -> Array:
+    """Return bfloat16 bits with every NaN replaced by the canonical one; the same array if there is none."""
+    magnitudes = bits & 0x7FFF
+    if magnitudes.max() <= 0x7F80:
+        return bits
+    return np.where(magnitudes > 0x7F80, np.uint16(_CANONICAL_NAN >> 16), bits)
 
 
 def _f32_digests(values: Array, segments: list[slice]) -> Iterator[bytes]:

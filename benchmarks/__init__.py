@@ -1,4 +1,4 @@
-"""Measurements of whole commands, side by side with `cp` and with the tools that do the same work.
+"""Measurements: whole commands beside `cp` and the tools that do the same work, and kernels beside memcpy.
 
 Run from the repository root: `python -m benchmarks --help`.
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import to_gguf
+from benchmarks import kernels, to_gguf
 
 
 @click.group()
@@ -26,6 +26,13 @@ def run_to_gguf(layers: tuple[int, ...], rounds: int, peer_rounds: int, folder: 
         with tempfile.TemporaryDirectory(dir=folder) as work:
             result = to_gguf.measure(Path(work) / "work", layers=count, rounds=rounds, peer_rounds=peer_rounds)
         print("\n".join(result.lines()), flush=True)
+
+
+@benchmarks.command("kernels")
+@click.option("--rounds", type=int, default=7, show_default=True, help="Runs of every kernel, in turn.")
+def run_kernels(rounds: int) -> None:
+    """Run the conversion and hashing kernels on one expert in memory."""
+    print("\n".join(kernels.measure(rounds)))
 
 
 if __name__ == "__main__":
