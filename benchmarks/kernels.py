@@ -58,11 +58,11 @@ def _kernels() -> list[Kernel]:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 256, (ROWS, COLUMNS // 2), dtype=np.uint8)
     scales = rng.integers(115, 121, (ROWS, COLUMNS // 32), dtype=np.uint8)
-    canonical = canonical_blocks(codes, scales)
-    lowerable = canonical[0].reshape(ROWS, -1, 16).copy()
+    codes, scales = canonical = canonical_blocks(codes, scales)
+    lowerable = codes.reshape(ROWS, -1, 16).copy()
     lowerable[rng.random(scales.shape) < 0.27] &= 0xDD  # the share that rounding scales up leaves
-    other = lowerable.reshape(codes.shape), canonical[1]
-    rows, columns = decode_to_bf16(*canonical, "C"), decode_to_bf16(*canonical, "F")
+    other = lowerable.reshape(codes.shape), scales
+    rows, columns = decode_to_bf16(codes, scales, "C"), decode_to_bf16(codes, scales, "F")
     dense = rng.standard_normal((ROWS, COLUMNS), np.float32)
     target, stored = np.empty_like(rows), np.empty((COLUMNS, ROWS), np.uint16)
     stored_bytes, packed = np.empty(codes.shape[::-1], np.uint8), rows.nbytes
@@ -73,11 +73,11 @@ def _kernels() -> list[Kernel]:
         Kernel("transpose 1-byte items", "bytes moved", codes.nbytes, lambda: transpose_into(stored_bytes, codes)),
         Kernel("transpose 2-byte items", "bytes moved", packed, lambda: transpose_into(stored, rows)),
         Kernel("transpose 4-byte items", "bytes moved", dense.nbytes, lambda: transposed(dense)),
-        Kernel("MXFP4 to BF16, C order", "BF16 out", packed, lambda: decode_to_bf16(*canonical, "C")),
-        Kernel("MXFP4 to BF16, F order", "BF16 out", packed, lambda: decode_to_bf16(*canonical, "F")),
+        Kernel("MXFP4 to BF16, C order", "BF16 out", packed, lambda: decode_to_bf16(codes, scales, "C")),
+        Kernel("MXFP4 to BF16, F order", "BF16 out", packed, lambda: decode_to_bf16(codes, scales, "F")),
         Kernel("MXFP4 to F32", "F32 out", dense.nbytes, _stepwise(mxfp4.decode, canonical)),
         Kernel("F32 to BF16", "F32 in", dense.nbytes, _stepwise(lambda chunk: bf16.encode(chunk[0]), (dense,))),
-        Kernel("MXFP4 to canonical, is so", "MXFP4 in", chunk_bytes, lambda: canonical_blocks(*canonical)),
+        Kernel("MXFP4 to canonical, is so", "MXFP4 in", chunk_bytes, lambda: canonical_blocks(codes, scales)),
         Kernel("MXFP4 to canonical, 27 % is not", "MXFP4 in", chunk_bytes, lambda: canonical_blocks(*other)),
         Kernel("BF16 to canonical MXFP4, C order", "BF16 in", packed, lambda: recover_blocks(rows)),
         Kernel("BF16 to canonical MXFP4, F order", "BF16 in", packed, lambda: recover_blocks(columns)),

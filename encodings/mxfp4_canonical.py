@@ -18,11 +18,16 @@ from gptoss_convert.encodings.mxfp4 import MXFP4
 from gptoss_convert.encodings.mxfp4_format import BLOCK, EMAX_ELEMENT, LARGEST_EXACT_SCALE, NOT_NAMED, SCALE_BIAS
 from gptoss_convert.encodings.transpose import transposed
 
-_BLOCKS_AT_ONCE = 16_384
-"""Blocks for which the temporaries stay in the second-level cache."""
-_LANES = 1024
-_TILE_BLOCKS = 4
-"""Rows and blocks of a row whose numbers are recovered side by side."""
+_BLOCKS_AT_ONCE = 65_536
+"""Blocks for which the temporaries stay in the second-level cache.
+
+Fewer would be as good for one thread, but threads that make many short calls wait for each other's interpreter
+lock.
+"""
+_MOST_LANES = 6144
+"""Rows whose numbers are recovered side by side."""
+_TILE_NUMBERS = _MOST_LANES * 2 * BLOCK
+"""Numbers that are recovered at once; the reasons are those for `_BLOCKS_AT_ONCE`."""
 
 _EVERY_NIBBLE = 0x1111_1111_1111_1111
 _CODES_PER_WORD = 4
@@ -147,16 +152,18 @@ def recover_blocks(bits: Bits16) -> Recovered:
     codes = np.empty((rows, columns // 2), np.uint8)
     scales = np.empty((rows, columns // BLOCK), np.uint8)
     exact = np.ones(rows, np.bool_)
-    scratch = np.empty((2, _TILE_BLOCKS * BLOCK * min(rows, _LANES)), np.uint16)
-    for start in range(0, rows, _LANES):
-        lanes = slice(start, start + _LANES)
+    most = max(min(rows, _MOST_LANES), 1)
+    blocks = min(max(_TILE_NUMBERS // (BLOCK * most), 1), columns // BLOCK)
+    scratch = np.empty((2, blocks * BLOCK * most), np.uint16)
+    for start in range(0, rows, most):
+        lanes = slice(start, start + most)
         numbers = bits[lanes]
-        by_column = numbers.T if numbers.strides[0] == numbers.itemsize else transposed(numbers)
         words = np.empty((columns // _CODES_PER_WORD, len(numbers)), np.uint16)
         by_block = np.empty((columns // BLOCK, len(numbers)), np.uint8)
-        for block in range(0, columns // BLOCK, _TILE_BLOCKS):
-            last = block + _TILE_BLOCKS
-            tile = by_column[block * BLOCK : last * BLOCK]
+        for block in range(0, columns // BLOCK, blocks):
+            last = block + blocks
+            tile = numbers[:, block * BLOCK : last * BLOCK]
+            tile = tile.T if tile.strides[0] == tile.itemsize else transposed(tile)
             targets = words[block * _WORDS_PER_BLOCK : last * _WORDS_PER_BLOCK], by_block[block:last]
             if not _recover_tile(tile, *targets, scratch):
                 exact[lanes] &= _recover_any(tile, *targets)

@@ -27,8 +27,12 @@ from gptoss_convert.encodings.mxfp4 import MXFP4, PAIR_VALUES, look_up_pairs
 from gptoss_convert.encodings.mxfp4_format import BLOCK, LARGEST_EXACT_SCALE
 from gptoss_convert.encodings.transpose import transpose_into
 
-SCRATCH_BYTES = 768 << 10
-"""Temporaries of a call."""
+SCRATCH_BYTES = 1536 << 10
+"""Temporaries of a call.
+
+Half of it would be as good for one thread, but threads that make many short calls wait for each other's interpreter
+lock.
+"""
 
 _CODES_PER_WORD = 4
 _WORDS_PER_BLOCK = BLOCK // _CODES_PER_WORD
