@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from gptoss_convert import canonical_hash
 from gptoss_convert.canonical_hash import (
     DIGEST_BYTES,
     SEGMENT_ROWS,
@@ -326,6 +327,22 @@ def test_large_tensors_are_hashed_piece_by_piece(tmp_path: Path) -> None:
     tensor = models[0].tensors[name]
     values = MXFP4.decode(tensor.read(0, tensor.rows)).reshape(tensor.shape)
     assert hash_tensor(tensor) == hashes[0].tensors[name] == documented()["tensor_hash"](values)
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 1500, 5000, 7001, 20_000])
+@pytest.mark.parametrize("experts", ["mxfp4", "bf16"])
+def test_size_of_pieces_makes_no_difference(
+    checkpoint: Checkpoint,
+    experts: Literal["mxfp4", "bf16"],
+    piece_bytes: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = hash_checkpoint(checkpoint, jobs=1)
+    monkeypatch.setattr(canonical_hash, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(canonical_hash, "LARGEST_GROUP", 20_000)
+    other = open_checkpoint(write_huggingface(tmp_path, SHAPE, experts=experts))
+    assert hash_checkpoint(other, jobs=2) == expected
 
 
 def test_unsound_checkpoint_is_refused(checkpoint: Checkpoint) -> None:

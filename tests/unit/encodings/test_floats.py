@@ -115,6 +115,22 @@ def test_numbers_that_would_become_infinite_are_refused(encoding: Encoding, valu
         encoding.encode(row(1.0, math.inf, sign * value))
 
 
+def test_the_smallest_number_that_would_become_infinite_is_refused_among_others() -> None:
+    values = np.ones((1, 100_000), np.float32)
+    values[0, 99_000] = FIRST_THAT_ROUNDS_BEYOND_BF16
+    with pytest.raises(EncodingError, match="exceeds the largest"):
+        BF16.encode(values)
+
+
+def test_bf16_rounds_every_number_of_a_large_array() -> None:
+    values = np.random.default_rng(0).standard_normal((70, 1001)).astype(np.float32)
+    values[[0, 33, 69], [0, 7, 1000]] = np.nan, np.inf, -np.inf
+    (stored,) = BF16.encode(values)
+    assert np.isnan(BF16.decode((stored[:1, :1],))).all()
+    expected = gguf.quants.quantize(values.reshape(-1)[1:], gguf.GGMLQuantizationType.BF16)
+    np.testing.assert_array_equal(stored.reshape(-1)[1:].view(np.uint8), expected)
+
+
 @pytest.mark.parametrize("encoding", [F32, F16, BF16])
 def test_no_rows_are_encoded_as_no_rows(encoding: Encoding) -> None:
     (stored,) = encoding.encode(np.empty((0, 7), np.float32))

@@ -122,9 +122,10 @@ def test_chunks_of_any_size_are_recovered(rows: int, blocks: int) -> None:
 @pytest.mark.parametrize(
     "intruder",
     [
-        pytest.param("0x1.8p-2", id="three quarters of the unit, between codes 1 and 2"),
+        pytest.param("0x1.8p-1", id="three quarters, between codes 1 and 2"),
         pytest.param("0x1.4p1", id="a mantissa of two bits"),
         pytest.param("0x1p-2", id="half of the smallest code"),
+        pytest.param("0x1.8p-2", id="three quarters of the smallest code"),
         pytest.param("0x1p-120", id="far below the smallest code"),
         pytest.param("0x1p-133", id="the smallest number"),
         pytest.param("0x1.cp2", id="7, beyond the largest code"),
@@ -142,3 +143,11 @@ def test_rows_with_another_number_are_told(intruder: str, sign: int) -> None:
     others = np.arange(1030) != 1027
     np.testing.assert_array_equal(recovered.codes[others], chunk[0][others])
     np.testing.assert_array_equal(recovered.scales[others], chunk[1][others])
+
+
+def test_rows_with_another_number_are_told_in_every_block() -> None:
+    chunk = np.full((6200, 48), 0x67, np.uint8), np.full((6200, 3), 127, np.uint8)
+    values = MXFP4.decode(chunk)
+    values[[5, 9, 6190, 6195], [0, 95, 95, 33]] = 5
+    recovered = recover_blocks(BF16.encode(values)[0])
+    assert np.flatnonzero(~recovered.exact).tolist() == [5, 9, 6190, 6195]
