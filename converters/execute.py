@@ -8,11 +8,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_convert.checkpoint import FileWriter
+from gptoss_convert.canonical_hash import (
+    SEGMENT_ROWS,
+    CheckpointHash,
+    model_digest,
+    rows_per_matrix,
+    segment_digests,
+)
+from gptoss_convert.checkpoint import FileWriter, Tensor
+from gptoss_convert.converters.manifest import HashedFile, Manifest, hash_file
 from gptoss_convert.converters.output import Outputs, check_destination, new_outputs
 from gptoss_convert.converters.plan import Plan, Transfer
 from gptoss_convert.converters.recoding import NOTHING_FOUND, Findings
@@ -27,8 +36,6 @@ STEP_BYTES = 2 << 20
 """Working memory per step; larger steps fall out of the cache without saving system calls."""
 DEFAULT_MEMORY = 192 << 20
 LEAST_MEMORY_PER_JOB = 256 << 10
-SEGMENT_ROWS = 32
-"""Tasks and steps within a matrix begin at multiples of so many rows: the segments of the canonical hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +83,8 @@ class TaskResult:
     findings: Findings = NOTHING_FOUND
     named_scales: NDArray[np.uint8] | None = None
     """As in `Recoded`, for all rows of the task."""
+    segment_digests: bytes = b""
+    """Of the values that were written, for the canonical hash; empty if none is wanted."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,8 @@ class TensorReport:
 
     transfer: Transfer
     findings: Findings
+    canonical_hash: str | None = None
+    """Of the values that were written; None if none was wanted."""
 
     @property
     def loss(self) -> LossClass:
@@ -91,6 +102,16 @@ class TensorReport:
         if self.transfer.loss is LossClass.LOSSY and not self.findings.changed:
             return LossClass.VALUE_EXACT
         return self.transfer.loss
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is known as JSON-ready data."""
+        return {
+            "name": self.transfer.source.name,
+            "source_encoding": self.transfer.source.encoding.name,
+            "encoding": self.transfer.target.encoding.name,
+            "loss": str(self.loss),
+            **self.findings.as_dict(),
+        }
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,22 @@ class Report:
     def loss(self) -> LossClass:
         """The worst that happened to any tensor."""
         return LossClass.worst(tensor.loss for tensor in self.tensors)
+
+    @property
+    def hash(self) -> CheckpointHash | None:
+        """Canonical hash of what was written; None if none was wanted."""
+        digests = {item.transfer.target.name: item.canonical_hash for item in self.tensors}
+        known = {name: digest for name, digest in digests.items() if digest is not None}
+        return CheckpointHash(model_digest(known), known) if known else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready data."""
+        return {
+            "loss": str(self.loss),
+            "named_scales": self.named_scales,
+            "canonical_hash": None if self.hash is None else self.hash.model,
+            "tensors": [tensor.as_dict() for tensor in self.tensors],
+        }
 
 
 def execute(
@@ -151,8 +188,7 @@ def tasks(plan: Plan, resources: Resources) -> Iterator[Task]:
     A task is some whole matrices, or some whole segments of one matrix.
     """
     for transfer in plan.transfers:
-        shape = transfer.source.shape
-        matrix = shape[-2] if len(shape) > 1 else 1
+        matrix = rows_per_matrix(transfer.source.shape)
         rows, step = _rows_of_task(transfer, matrix, resources.memory_per_job)
         whole = max(rows, matrix)
         for first in range(0, transfer.source.rows, whole):
@@ -170,20 +206,25 @@ def _rows_of_task(transfer: Transfer, matrix: int, memory: int) -> tuple[int, in
     fitting = memory // (holding + working) if transfer.in_one_step else (memory - step * working) // holding
     rows = min(wanted, max(fitting, 1))
     rows = rows - rows % matrix if rows >= matrix else min(_whole_segments(rows), matrix)
-    return rows, rows if transfer.in_one_step else step
+    if transfer.in_one_step or step >= rows:
+        return rows, rows
+    if rows > matrix:  # a step must not begin within a segment
+        return (rows, step - step % matrix) if step >= matrix else (matrix, step)
+    return rows, step
 
 
 def _whole_segments(rows: int) -> int:
     return max(rows - rows % SEGMENT_ROWS, SEGMENT_ROWS)
 
 
-def run_task(task: Task, writer: FileWriter) -> TaskResult:
-    """Do `task`."""
+def run_task(task: Task, writer: FileWriter, hashing: bool = False) -> TaskResult:
+    """Do `task`, and digest the segments of what it writes if `hashing`."""
     transfer = task.transfer
     source, target = transfer.source, transfer.target
     chunk = source.read(task.start, task.stop)
     gathered = _Gathered(task.stop - task.start) if transfer.gathers else None
     findings = NOTHING_FOUND
+    digests = [_digests(source, task.start, chunk)] if hashing and transfer.loss is not LossClass.LOSSY else []
     named = np.full((0, 0), NOT_NAMED, np.uint8)
     for start in range(task.start, task.stop, task.step):
         rows = slice(start - task.start, min(start + task.step, task.stop) - task.start)
@@ -193,6 +234,8 @@ def run_task(task: Task, writer: FileWriter) -> TaskResult:
             if not named.size:
                 named = np.full((task.stop - task.start, recoded.named_scales.shape[1]), NOT_NAMED, np.uint8)
             named[rows] = recoded.named_scales
+        if hashing and transfer.loss is LossClass.LOSSY:
+            digests.append(_digests(target, start, recoded.chunk))
         if gathered is None:
             target.storage.write(writer, start, recoded.chunk)
         else:
@@ -203,7 +246,13 @@ def run_task(task: Task, writer: FileWriter) -> TaskResult:
         (task.stop - task.start) * target.encoding.row_nbytes(target.columns),
         findings,
         named if named.size else None,
+        b"".join(digests),
     )
+
+
+def _digests(tensor: Tensor, start: int, chunk: Chunk) -> bytes:
+    with tensor.named_errors():
+        return segment_digests(tensor.encoding, chunk, start, rows_per_matrix(tensor.shape))
 
 
 class _Gathered:
@@ -240,7 +289,7 @@ def _run(executor: Executor, plan: Plan, resources: Resources, outputs: Outputs,
 
     try:
         for task in tasks(plan, resources):
-            pending.append((task, executor.submit(run_task, task, outputs)))
+            pending.append((task, executor.submit(run_task, task, outputs, plan.manifest is not None)))
             if len(pending) > 2 * resources.jobs:
                 finish_oldest()
         while pending:
@@ -248,7 +297,29 @@ def _run(executor: Executor, plan: Plan, resources: Resources, outputs: Outputs,
     finally:
         wait([future for _, future in pending if not future.cancel()])  # none may write to files that are closed
         found.close()
-    return found.report()
+    report = found.report()
+    if plan.manifest is not None:
+        _write_manifest(plan, plan.manifest, report, outputs, executor)
+    return report
+
+
+def _write_manifest(plan: Plan, path: Path, report: Report, outputs: Outputs, executor: Executor) -> None:
+    """Hash all files and write the manifest, all of them under their temporary names."""
+    paths = [file.path for file in plan.files]
+    if plan.scale_sidecar is not None and report.named_scales:
+        paths.append(plan.scale_sidecar)
+    hashed = list(executor.map(hash_file, map(outputs.temporary, paths)))
+    assert report.hash is not None
+    manifest = Manifest(
+        source=plan.source.absolute().name,
+        source_format=plan.source_format,
+        format=plan.format,
+        loss=str(report.loss),
+        files=tuple(HashedFile(file.name, *facts) for file, facts in zip(paths, hashed, strict=True)),
+        hash=report.hash,
+        tensors=tuple(tensor.as_dict() for tensor in report.tensors),
+    )
+    outputs.create(path, manifest.serialise())
 
 
 class _Found:
@@ -257,12 +328,14 @@ class _Found:
     def __init__(self, plan: Plan, outputs: Outputs) -> None:
         self._plan = plan
         self._findings: dict[str, Findings] = {}
+        self._digests: dict[str, list[bytes]] = {}
         path = plan.scale_sidecar
         self._sidecar = None if path is None else ScaleSidecarWriter(outputs.temporary(path))
 
     def add(self, task: Task, result: TaskResult) -> None:
         name = task.transfer.source.name
         self._findings[name] = self._findings.get(name, NOTHING_FOUND) + result.findings
+        self._digests.setdefault(name, []).append(result.segment_digests)
         if self._sidecar is not None and result.named_scales is not None:
             rows = task.transfer.source.shape[-2]
             for matrix in range(task.start // rows, -(-task.stop // rows)):

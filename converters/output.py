@@ -62,6 +62,15 @@ class Outputs:
                 done += self._write_some(descriptor, view[done:], offset + done)
             _start_writeback(descriptor, offset, len(view))
 
+    def create(self, path: Path, content: bytes) -> None:
+        """Create the file whose final name is `path`, one of those that are made at the end.
+
+        Raises:
+            OutputError: the system refused.
+        """
+        _create(PlannedFile(path, len(content), content), self._temporary[path])
+        self.write(path, content, 0)
+
     def sync(self) -> None:
         """Wait until the data of all files are on disk."""
         for path, place in self._temporary.items():

@@ -7,7 +7,7 @@ were not canonical. It is a plain value, so that it can be sent to another proce
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,44 @@ class Findings:
     def changed(self) -> bool:
         """Whether any value was rounded to another."""
         return self.deviation.different > 0 or self.quantisation.squared_error > 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what was found as JSON-ready data; None for what was not looked at."""
+        rounding, quantisation, left = self.deviation, self.quantisation, self.survival
+        return {
+            "rounding": {
+                "values": rounding.values,
+                "different": rounding.different,
+                "largest_error": rounding.largest_error,
+                "signal_to_noise": rounding.signal_to_noise,
+                "relative_error": rounding.relative_error,
+            }
+            if rounding.values
+            else None,
+            "quantisation": {
+                "blocks": quantisation.blocks,
+                "signal_to_noise": quantisation.signal_to_noise,
+                "relative_error": quantisation.relative_error,
+                "relative_error_by_rule": {
+                    str(rule): quantisation.relative_error_of(error)
+                    for rule, error in quantisation.squared_error_by_rule.items()
+                },
+                "clipped_blocks": quantisation.clipped_blocks,
+                "clipped_values": quantisation.clipped_values,
+                "kept_blocks": quantisation.kept_blocks,
+            }
+            if quantisation.values
+            else None,
+            "survival": {
+                "relative_change": left.relative_change,
+                "share_tuned": left.share_tuned,
+                "share_moved": left.share_moved,
+                "share_kept": left.share_kept,
+                "rounded_away": left.rounded_away,
+            }
+            if left.values
+            else None,
+        }
 
 
 NOTHING_FOUND = Findings()

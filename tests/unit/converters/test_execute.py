@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptoss_convert.canonical_hash import SEGMENT_ROWS
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.converters import execute as execute_module
 from gptoss_convert.converters.execute import (
     LEAST_MEMORY_PER_JOB,
-    SEGMENT_ROWS,
     Resources,
     Task,
     TaskResult,
@@ -428,11 +428,11 @@ def test_interruption_leaves_nothing(plan: Plan, tmp_path: Path, error: type[Bas
 def test_no_task_runs_on_after_an_interruption(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, ended = [], []
 
-    def slow(task: Task, writer: Any) -> TaskResult:
-        begun.append(task)
+    def slow(*arguments: Any) -> TaskResult:
+        begun.append(arguments)
         time.sleep(0.02 * len(begun))
-        ended.append(task)
-        return run_task(task, writer)
+        ended.append(arguments)
+        return run_task(*arguments)
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
