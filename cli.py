@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,8 +30,12 @@ OUTPUT_FAILED = 5
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 DENSE_ENCODINGS = ("bf16", "f16", "f32", "q8_0")
+FOLDER_ENCODINGS = ("bf16", "f16", "f32")
+AS_IN_SOURCE = "source"
+LAYOUTS = ("hf", "openai")
+SCALE_RULES = ("mse", "even", "floor", "rceil", "ceil")
 EXPERT_ENCODINGS = ("mxfp4", *DENSE_ENCODINGS)
-"""Named here too, because importing the encodings would slow down `--help`; a test compares the two."""
+"""Named here too, because importing the places that define them would slow down `--help`; a test compares them."""
 
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BINARY_UNITS = {"KI": 1024, "MI": 1024**2, "GI": 1024**3, "TI": 1024**4}
@@ -143,8 +148,24 @@ def _conversion(command: Command) -> Command:
             metavar="N",
             help="[resources] Chunks at a time (default: cores, up to 4).",
         ),
+        click.option(
+            "--manifest",
+            is_flag=True,
+            help="[output] Also write a manifest: SHA-256 of every file, canonical hash of every tensor.",
+        ),
         click.option("--dry-run", is_flag=True, help="[output] Print what would be written, and write nothing."),
         click.option("--force", is_flag=True, help="[output] Replace an existing output."),
+        click.option(
+            "--allow-lossy-source",
+            is_flag=True,
+            help="[input] Decode numbers that were rounded when SRC was stored (q8_0, q4_k, ...).",
+        ),
+        click.option(
+            "--tokenizer",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="[input] Folder of the tokenizer, if not SRC.",
+        ),
     ):
         command = option(command)
     return command
@@ -227,16 +248,6 @@ def _with_hash(checkpoint: Any, inspection: Any, *, quiet: bool) -> Any:
     "--split-max-size", type=Size(), metavar="SIZE",
     help="[output] Write several files with at most SIZE of tensor data each, as llama.cpp splits them.",
 )  # fmt: skip
-@click.option(
-    "--tokenizer",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="[input] Folder of the tokenizer, if not SRC.",
-)
-@click.option(
-    "--allow-lossy-source", is_flag=True,
-    help="[input] Decode numbers that were rounded when SRC was stored (q8_0, q4_k, ...).",
-)  # fmt: skip
 @click.option("--name", help="[description] Name of the model (default: model card, then folder name).")
 @click.option("--author", help="[description] Author of the model.")
 @click.option("--organization", help="[description] Organization that made the model.")
@@ -264,17 +275,8 @@ def to_gguf(
     experts: str | None,
     overrides: Sequence[tuple[str, str]],
     split_max_size: int | None,
-    tokenizer: Path | None,
-    allow_lossy_source: bool,
-    force: bool,
-    dry_run: bool,
-    jobs: int | None,
-    max_memory: int | None,
-    no_progress: bool,
-    as_json: bool,
-    quiet: bool,
     base_models: Sequence[str],
-    **description: Any,
+    **options: Any,
 ) -> None:
     """Convert SRC to a GGUF file for llama.cpp.
 
@@ -286,55 +288,194 @@ def to_gguf(
       gptoss-convert to-gguf gpt-oss-20b -o small.gguf --dense q8_0
       gptoss-convert to-gguf gpt-oss-120b -o big.gguf --split-max-size 20GB --dry-run
     """
-    from gptoss_convert.converters.execute import Resources
     from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
     from gptoss_convert.description import Description
-    from gptoss_convert.formats import open_checkpoint, open_tokenizer
+    from gptoss_convert.formats import open_checkpoint
     from gptoss_convert.formats.model_card import hub_reference
 
+    run, description = _split_options(options)
     stated = [("base_model", text) for text in base_models] + [
         (key, text or "") for key, text in description.items()
     ]
     for option, text in stated:
         if not is_utf8(text):
             raise OptionError(f"--{option.replace('_', '-')} is not UTF-8")
-    options = GgufOptions(
-        dense=dense,
-        experts=experts,
-        overrides=overrides,
-        split_max_size=split_max_size,
-        allow_lossy_source=allow_lossy_source,
-        description=Description(**description, base_models=tuple(map(hub_reference, base_models))),
-    )
     plan = plan_gguf(
-        open_checkpoint(source), output, options, tokenizer=None if tokenizer is None else open_tokenizer(tokenizer)
+        open_checkpoint(source),
+        output,
+        GgufOptions(
+            dense=dense,
+            experts=experts,
+            overrides=overrides,
+            split_max_size=split_max_size,
+            allow_lossy_source=run.allow_lossy_source,
+            description=Description(**description, base_models=tuple(map(hub_reference, base_models))),
+        ),
+        tokenizer=run.open_tokenizer(),
     )
-    limits = {"jobs": jobs, "memory": max_memory}
-    resources = Resources(**{key: value for key, value in limits.items() if value is not None})
-    _convert(plan, resources, replace=force, dry_run=dry_run, no_progress=no_progress, as_json=as_json, quiet=quiet)
+    _convert(plan, run)
 
 
-def _convert(
-    plan: Any, resources: Any, *, replace: bool, dry_run: bool, no_progress: bool, as_json: bool, quiet: bool
+@cli.command(cls=SectionedCommand)
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="[output] The new folder."
+)
+@click.option(
+    "--max-shard-size", type=Size(), metavar="SIZE",
+    help="[output] Bytes of tensor data per file (default: 5GB).",
+)  # fmt: skip
+@_conversion
+@_common
+def to_bf16(source: Path, *, output: Path, max_shard_size: int | None, **options: Any) -> None:
+    """Convert SRC to a Hugging Face folder in BF16, as transformers loads and writes it.
+
+    Every value of an MXFP4 checkpoint is kept. Scales that the values do not tell are named in mxfp4-scales.zip, so
+    that to-mxfp4 restores every byte.
+
+    \b
+    Examples:
+      gptoss-convert to-bf16 gpt-oss-20b -o gpt-oss-20b-bf16
+      gptoss-convert to-bf16 gpt-oss-20b.gguf -o gpt-oss-20b-bf16
+    """
+    from gptoss_convert.converters.to_bf16 import Bf16Options, plan_bf16
+    from gptoss_convert.formats import open_checkpoint
+
+    run, _ = _split_options(options)
+    sizes = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    bf16_options = Bf16Options(**sizes, allow_lossy_source=run.allow_lossy_source)
+    _convert(plan_bf16(open_checkpoint(source), output, bf16_options, tokenizer=run.open_tokenizer()), run)
+
+
+@cli.command(cls=SectionedCommand)
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="[output] The new folder."
+)
+@click.option(
+    "--layout", type=click.Choice(LAYOUTS), default=LAYOUTS[0], show_default=True,
+    help="[output] That of the Hugging Face repositories, or of their folder original/.",
+)  # fmt: skip
+@click.option(
+    "--max-shard-size", type=Size(), metavar="SIZE",
+    help="[output] Bytes of tensor data per file (default: as published).",
+)  # fmt: skip
+@click.option(
+    "--rule", type=click.Choice(SCALE_RULES), default=SCALE_RULES[0], show_default=True,
+    help="[encoding] How the scale of a block is chosen (docs/quantisation.md).",
+)  # fmt: skip
+@click.option(
+    "--scales-from", type=click.Path(path_type=Path), metavar="CHECKPOINT",
+    help="[encoding] Model in MXFP4 that SRC was decoded or tuned from: blocks keep its scales where they are as "
+    "good, and the report says how much of the tuning is left.",
+)  # fmt: skip
+@click.option(
+    "--dense", type=click.Choice((*FOLDER_ENCODINGS, AS_IN_SOURCE)), default=FOLDER_ENCODINGS[0], show_default=True,
+    help="[encoding] Everything but the expert matrices.",
+)  # fmt: skip
+@_conversion
+@_common
+def to_mxfp4(
+    source: Path,
+    *,
+    output: Path,
+    layout: Any,
+    max_shard_size: int | None,
+    rule: str,
+    scales_from: Path | None,
+    dense: str,
+    **options: Any,
 ) -> None:
+    """Convert SRC to a folder with experts in MXFP4, in the Hugging Face or in OpenAI's layout.
+
+    Experts that are in MXFP4 keep every bit. Others are quantised; weights that came from MXFP4 return exactly.
+
+    \b
+    Examples:
+      gptoss-convert to-mxfp4 my-finetune-bf16 -o my-finetune --scales-from gpt-oss-20b
+      gptoss-convert to-mxfp4 gpt-oss-20b.gguf -o gpt-oss-20b
+      gptoss-convert to-mxfp4 gpt-oss-20b -o original --layout openai
+    """
+    from gptoss_convert.converters.to_mxfp4 import Mxfp4Options, plan_mxfp4
+    from gptoss_convert.encodings.mxfp4_quantiser import ScaleRule
+    from gptoss_convert.formats import open_checkpoint
+
+    run, _ = _split_options(options)
+    mxfp4_options = Mxfp4Options(
+        layout=layout,
+        rule=ScaleRule(rule),
+        dense=None if dense == AS_IN_SOURCE else dense,
+        max_shard_size=max_shard_size,
+        allow_lossy_source=run.allow_lossy_source,
+    )
+    plan = plan_mxfp4(
+        open_checkpoint(source),
+        output,
+        mxfp4_options,
+        base=None if scales_from is None else open_checkpoint(scales_from),
+        tokenizer=run.open_tokenizer(),
+    )
+    _convert(plan, run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunOptions:
+    """What every conversion takes."""
+
+    tokenizer: Path | None
+    allow_lossy_source: bool
+    force: bool
+    dry_run: bool
+    manifest: bool
+    jobs: int | None
+    max_memory: int | None
+    no_progress: bool
+    as_json: bool
+    quiet: bool
+
+    def open_tokenizer(self) -> Any:
+        """Return the tokenizer that was named, if one was."""
+        from gptoss_convert.formats import open_tokenizer
+
+        return None if self.tokenizer is None else open_tokenizer(self.tokenizer)
+
+    def resources(self) -> Any:
+        """Return what the run may use."""
+        from gptoss_convert.converters.execute import Resources
+
+        limits = {"jobs": self.jobs, "memory": self.max_memory}
+        return Resources(**{key: value for key, value in limits.items() if value is not None})
+
+
+def _split_options(options: Mapping[str, Any]) -> tuple[_RunOptions, dict[str, Any]]:
+    """Return the options that every conversion takes, and the others."""
+    names = {item.name for item in fields(_RunOptions)}
+    rest = {name: value for name, value in options.items() if name not in names}
+    return _RunOptions(**{name: value for name, value in options.items() if name in names}), rest
+
+
+def _convert(plan: Any, run: _RunOptions) -> None:
     """Print or execute a plan."""
     from gptoss_convert.converters.execute import execute
 
-    if dry_run:
-        if as_json:
+    if run.manifest:
+        plan = plan.with_manifest()
+    if run.dry_run:
+        if run.as_json:
             console.print_json(plan.as_dict())
-        elif not quiet:
+        elif not run.quiet:
             console.print_plan(plan, every_tensor=True)
         return
     started = time.monotonic()
-    wanted = console.progress_is_wanted(quiet=quiet or as_json, no_progress=no_progress)
+    wanted = console.progress_is_wanted(quiet=run.quiet or run.as_json, no_progress=run.no_progress)
     with console.progress_bar(plan.data_nbytes, shown=wanted) as progress:
-        execute(plan, resources=resources, replace=replace, progress=progress)
+        report = execute(plan, resources=run.resources(), replace=run.force, progress=progress)
     seconds = time.monotonic() - started
-    if as_json:
-        console.print_json(plan.as_dict() | {"seconds": round(seconds, 3)})
-    elif not quiet:
+    if run.as_json:
+        console.print_json(plan.as_dict() | {"report": report.as_dict(), "seconds": round(seconds, 3)})
+    elif not run.quiet:
         console.print_plan(plan, every_tensor=False)
+        console.print_report(report)
         console.say(f"done in {seconds:.1f} s, {console.human_bytes(plan.nbytes / max(seconds, 1e-9))}/s")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from gptoss_convert.converters.execute import Progress
+    from gptoss_convert.converters.execute import Progress, Report, TensorReport
     from gptoss_convert.converters.plan import Plan
     from gptoss_convert.inspection import Inspection
     from gptoss_convert.verify.weights import TensorComparison
@@ -105,9 +106,111 @@ def print_plan(plan: Plan, *, every_tensor: bool) -> None:
     else:
         table = _plan_summary(plan)
     console.print(table)
-    console.print(f"loss: {plan.loss}")
+    if every_tensor:
+        console.print(f"loss: {plan.loss}")
     for note in plan.notes:
         console.print(printable(f"note: {note}"))
+
+
+def print_report(report: Report) -> None:
+    """Print what a conversion did: what was rounded by kind of tensor, what is left of a fine-tune, and hashes."""
+    console = _console()
+    _print_rounding(console, [item for item in report.tensors if item.findings.deviation.different])
+    quantised = [item for item in report.tensors if item.findings.quantisation.values]
+    _print_quantisation(console, [item for item in quantised if item.findings.changed])
+    _print_survival(console, [item for item in quantised if item.findings.survival.values])
+    console.print(f"loss: {report.loss}{_what_was_lost(report)}")
+    if report.named_scales:
+        console.print(f"scales named beside the weights: {report.named_scales}")
+    if report.hash is not None:
+        console.print(f"canonical hash: {report.hash.model}")
+
+
+def _what_was_lost(report: Report) -> str:
+    rounded = [item for item in report.tensors if item.findings.changed]
+    if not rounded:
+        return ""
+    worst = max(item.findings.relative_error for item in rounded)
+    return f", {len(rounded)} of {len(report.tensors)} tensors were rounded, by {worst:.2%} of their size at most"
+
+
+def _by_kind(tensors: Sequence[TensorReport]) -> dict[str, list[TensorReport]]:
+    """Return tensors by their names without the number of the layer."""
+    kinds: dict[str, list[TensorReport]] = {}
+    for item in tensors:
+        kind = re.sub(r"\.[0-9]+\.", ".*.", item.transfer.source.name)
+        kinds.setdefault(kind, []).append(item)
+    return kinds
+
+
+def _print_rounding(console: Console, tensors: Sequence[TensorReport]) -> None:
+    if not tensors:
+        return
+    table = _table(
+        "Rounded", ("tensors", "left"), ("count", "right"), ("from", "left"), ("to", "left"), ("values", "right"),
+        ("different", "right"), ("relative error", "right"), ("largest error", "right"),
+    )  # fmt: skip
+    for kind, items in _by_kind(tensors).items():
+        total = sum((item.findings.deviation for item in items), type(items[0].findings.deviation)())
+        transfer = items[0].transfer
+        table.add_row(
+            printable(kind), str(len(items)), transfer.source.encoding.name, transfer.target.encoding.name,
+            human_count(total.values), human_count(total.different), f"{total.relative_error:.2e}",
+            f"{total.largest_error:.3g}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def _print_quantisation(console: Console, tensors: Sequence[TensorReport]) -> None:
+    """Print the errors of quantised tensors, beside those that other rules would have made."""
+    if not tensors:
+        return
+    rules = list(tensors[0].findings.quantisation.squared_error_by_rule)
+    table = _table(
+        "Quantised to MXFP4: relative error, and by rule", ("tensors", "left"), ("count", "right"),
+        ("SQNR dB", "right"), ("error", "right"), ("worst", "right"), ("clipped", "right"), ("kept", "right"),
+        *((str(rule), "right") for rule in rules),
+    )  # fmt: skip
+    for kind, items in _by_kind(tensors).items():
+        figures = [item.findings.quantisation for item in items]
+        total = sum(figures[1:], figures[0])
+        table.add_row(
+            printable(kind), str(len(items)), f"{total.signal_to_noise:.2f}", f"{total.relative_error:.2%}",
+            f"{max(item.relative_error for item in figures):.2%}", f"{total.clipped_blocks / total.blocks:.1%}",
+            f"{total.kept_blocks / total.blocks:.1%}",
+            *(f"{total.relative_error_of(total.squared_error_by_rule[rule]):.2%}" for rule in rules),
+        )  # fmt: skip
+    console.print(table)
+
+
+def _print_survival(console: Console, tensors: Sequence[TensorReport]) -> None:
+    """Print what is left of a fine-tune, and warn if it was rounded away."""
+    if not tensors:
+        return
+    tuned = [item for item in tensors if item.findings.survival.tuned]
+    console.print(f"fine-tune: {len(tuned)} of {len(tensors)} expert tensors differ from the base")
+    if not tuned:
+        return
+    table = _table(
+        "Fine-tune", ("tensors", "left"), ("count", "right"), ("change", "right"), ("values tuned", "right"),
+        ("values moved", "right"), ("change that is left", "right"),
+    )  # fmt: skip
+    for kind, items in _by_kind(tuned).items():
+        parts = [item.findings.survival for item in items]
+        total = sum(parts[1:], parts[0])
+        change = "of zeros" if total.relative_change is None else f"{total.relative_change:.2%}"
+        table.add_row(
+            printable(kind), str(len(items)), change, f"{total.share_tuned:.2%}", f"{total.share_moved:.2%}",
+            f"{total.share_kept or 0:.1%}",
+        )  # fmt: skip
+    console.print(table)
+    lost = [item for item in tuned if item.findings.survival.rounded_away]
+    if lost:
+        console.print(
+            f"warning: the fine-tune of {len(lost)} expert tensor(s) was rounded away: their change is smaller than "
+            "the steps of MXFP4. Keep them in BF16 (to-gguf --experts bf16), or tune with quantisation in the loop",
+            style="yellow",
+        )
 
 
 def _plan_summary(plan: Plan) -> Table:

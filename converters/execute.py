@@ -19,6 +19,7 @@ from gptoss_convert.canonical_hash import (
     model_digest,
     rows_per_matrix,
     segment_digests,
+    tensor_digest,
 )
 from gptoss_convert.checkpoint import FileWriter, Tensor
 from gptoss_convert.converters.manifest import HashedFile, Manifest, hash_file
@@ -349,11 +350,15 @@ class _Found:
 
     def report(self) -> Report:
         return Report(
-            tuple(
-                TensorReport(transfer, self._findings[transfer.source.name]) for transfer in self._plan.transfers
-            ),
+            tuple(map(self._tensor, self._plan.transfers)),
             named_scales=0 if self._sidecar is None else self._sidecar.blocks,
         )
+
+    def _tensor(self, transfer: Transfer) -> TensorReport:
+        name = transfer.source.name
+        digests = b"".join(self._digests[name])
+        digest = tensor_digest(transfer.source.shape, digests) if digests else None
+        return TensorReport(transfer, self._findings[name], digest)
 
 
 def _copy(source: FileRef, path: Path, writer: FileWriter) -> None:

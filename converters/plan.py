@@ -6,10 +6,11 @@ from it. It is a plain value, so that it can be sent to another process.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gptoss_convert.assets import MANIFEST
 from gptoss_convert.checkpoint import Tensor
 from gptoss_convert.converters.recoding import PLAIN, Recoding
 from gptoss_convert.encodings import Encoding, LossClass, loss_class
@@ -123,6 +124,12 @@ class Plan:
     manifest: Path | None = None
     """Where hashes of files and values are listed; None to compute none."""
 
+    def with_manifest(self) -> Plan:
+        """Return the same plan with a manifest in the folder, or beside the first file."""
+        first = self.files[0].path
+        beside = first.with_name(f"{first.name}.{MANIFEST}")
+        return replace(self, manifest=beside if self.folder is None else self.folder / MANIFEST)
+
     @property
     def output(self) -> Path:
         """The file or folder to open when the plan has been executed."""
@@ -157,6 +164,7 @@ class Plan:
             "loss": str(self.loss),
             "nbytes": self.nbytes,
             "files": [{"path": str(file.path), "nbytes": file.nbytes} for file in self.files],
+            "files_made_at_the_end": [str(path) for path in self.paths_made_at_the_end],
             "tensors": [
                 {
                     "name": entry.name,

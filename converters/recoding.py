@@ -48,6 +48,11 @@ class Findings:
         """Whether any value was rounded to another."""
         return self.deviation.different > 0 or self.quantisation.squared_error > 0
 
+    @property
+    def relative_error(self) -> float:
+        """Root of the squared error relative to the squared values, whichever way they were rounded."""
+        return max(self.deviation.relative_error, self.quantisation.relative_error)
+
     def as_dict(self) -> dict[str, Any]:
         """Return what was found as JSON-ready data; None for what was not looked at."""
         rounding, quantisation, left = self.deviation, self.quantisation, self.survival

@@ -40,11 +40,9 @@ class Survival:
         )
 
     @property
-    def relative_change(self) -> float:
-        """Size of the change relative to the base."""
-        if self.squared_change == 0:
-            return 0.0
-        return math.sqrt(self.squared_change / self.squared_base) if self.squared_base else math.inf
+    def relative_change(self) -> float | None:
+        """Size of the change relative to the base; None if the base is all zeros."""
+        return math.sqrt(self.squared_change / self.squared_base) if self.squared_base else None
 
     @property
     def share_tuned(self) -> float:

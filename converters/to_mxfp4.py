@@ -25,8 +25,10 @@ from gptoss_convert.formats.scale_sidecar import NamedScales, read_sidecar
 from gptoss_convert.tokenizer import TokenizerSource
 
 LAYOUTS = ("hf", "openai")
-DEFAULT_SHARD_SIZE = 4_800_000_000
-"""Bytes of tensor data per file, as in the published repositories."""
+PUBLISHED_SHARD_SIZE = 4_800_000_000
+"""Bytes of tensor data per file in the published repositories."""
+LARGEST_SINGLE_FILE = 16 << 30
+"""OpenAI published gpt-oss-20b, which is smaller, in one file, and gpt-oss-120b in several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,8 @@ class Mxfp4Options:
     """How the scale of a block is chosen, where no named scale is as good."""
     dense: str | None = "bf16"
     """Encoding of everything but the expert matrices; None keeps that of the source.."""
-    max_shard_size: int | None = DEFAULT_SHARD_SIZE
-    """Bytes of tensor data per file; a single larger tensor gets a file of its own; None writes a single file."""
+    max_shard_size: int | None = None
+    """Bytes of tensor data per file; a single larger tensor gets a file of its own. None divides as published."""
     allow_lossy_source: bool = False
     """Whether numbers that were rounded when the source was stored may be decoded."""
 
@@ -78,12 +80,18 @@ def plan_mxfp4(
     carried = carry_over(checkpoint, tokenizer)
     if options.layout == "openai":
         weights = openai_writer.lay_out_folder(
-            checkpoint.config, folder, max_shard_size=options.max_shard_size, source=checkpoint.path
+            checkpoint.config,
+            folder,
+            max_shard_size=options.max_shard_size or _published_shard_size(checkpoint),
+            source=checkpoint.path,
         )
         texts = {}
     else:
         weights = huggingface_writer.lay_out_folder(
-            checkpoint.config, _encodings(checkpoint, options), folder, max_shard_size=options.max_shard_size
+            checkpoint.config,
+            _encodings(checkpoint, options),
+            folder,
+            max_shard_size=options.max_shard_size or PUBLISHED_SHARD_SIZE,
         )
         texts = {
             CONFIG: huggingface_writer.config_json(
@@ -106,6 +114,16 @@ def plan_mxfp4(
         allow_lossy_source=options.allow_lossy_source,
         inputs=() if base is None else (base.path, *base.files),
     )
+
+
+def _published_shard_size(checkpoint: Checkpoint) -> int | None:
+    """Return bytes of tensor data per file in OpenAI's layout; None for a single file."""
+    mxfp4, bf16 = ENCODINGS["mxfp4"], ENCODINGS["bf16"]
+    total = sum(
+        (mxfp4 if spec.role is Role.EXPERTS else bf16).nbytes(spec.shape)
+        for spec in inventory(checkpoint.config).values()
+    )
+    return None if total <= LARGEST_SINGLE_FILE else openai_writer.PUBLISHED_SHARD_SIZE
 
 
 def _encodings(checkpoint: Checkpoint, options: Mxfp4Options) -> dict[str, Encoding]:
