@@ -207,7 +207,7 @@ def _print_survival(console: Console, tensors: Sequence[TensorReport]) -> None:
     lost = [item for item in tuned if item.findings.survival.rounded_away]
     if lost:
         console.print(
-            f"warning: the fine-tune of {len(lost)} expert tensor(s) was rounded away: their change is smaller than "
+            f"warning: the fine-tune of {len(lost)} expert tensor(s) was rounded away: the change is smaller than "
             "the steps of MXFP4. Keep them in BF16 (to-gguf --experts bf16), or tune with quantisation in the loop",
             style="yellow",
         )

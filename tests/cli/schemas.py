@@ -29,7 +29,7 @@ PROBLEM = {
 }  # fmt: skip
 PLAN = {
     "source": "str", "source_format": "str", "format": "str", "loss": "str", "nbytes": "int",
-    "files": [{"path": "str", "nbytes": "int"}],
+    "files": [{"path": "str", "nbytes": "int"}], "files_made_at_the_end": [],
     "tensors": [
         {
             "name": "str", "shape": ["int"], "encoding": "str", "file": "int", "offset": "int", "nbytes": "int",
@@ -37,6 +37,28 @@ PLAN = {
         }
     ],
     "notes": ["str"],
+}  # fmt: skip
+ROUNDING = {
+    "values": "int", "different": "int", "largest_error": "float", "signal_to_noise": "float",
+    "relative_error": "float",
+}  # fmt: skip
+QUANTISATION = {
+    "blocks": "int", "signal_to_noise": "float", "relative_error": "float",
+    "relative_error_by_rule": {"mse": "float", "even": "float", "floor": "float", "rceil": "float", "ceil": "float"},
+    "clipped_blocks": "int", "clipped_values": "int", "kept_blocks": "int",
+}  # fmt: skip
+SURVIVAL = {
+    "relative_change": "float", "share_tuned": "float", "share_moved": "float", "share_kept": "float",
+    "rounded_away": "bool",
+}  # fmt: skip
+REPORT = {
+    "loss": "str", "named_scales": "int", "canonical_hash": "NoneType",
+    "tensors": [
+        {
+            "name": "str", "source_encoding": "str", "encoding": "str", "loss": "str", "rounding": "NoneType",
+            "quantisation": "NoneType", "survival": "NoneType",
+        }
+    ],
 }  # fmt: skip
 COMPARISON = {
     "name": "str", "reference": "str", "artifact": "str", "expected": "str", "found": "str", "values": "int",

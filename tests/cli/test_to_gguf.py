@@ -64,14 +64,18 @@ def test_dry_run_lists_the_tensors_that_the_run_writes(
 
 
 @pytest.mark.parametrize(("kind", "options"), RUNS[:3])
-def test_json_of_a_run_is_that_of_its_dry_run_and_the_time(
+def test_json_of_a_run_is_that_of_its_dry_run_with_report_and_time(
     kind: Kind, options: list[str], samples: Samples, tmp_path: Path
 ) -> None:
     arguments = [str(samples.path(kind)), "-o", str(tmp_path / "x.gguf"), *options]
     plan = planned(*arguments, "--dry-run")
     result = planned(*arguments)
     assert result.pop("seconds") >= 0
+    report = result.pop("report")
     assert result == plan
+    assert [tensor["name"] for tensor in report["tensors"]] == list(
+        dict.fromkeys(t["source"] for t in plan["tensors"])
+    )
     assert schema(plan) == PLAN
 
 
