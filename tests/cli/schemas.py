@@ -44,7 +44,7 @@ ROUNDING = {
 }  # fmt: skip
 QUANTISATION = {
     "blocks": "int", "signal_to_noise": "float", "relative_error": "float",
-    "relative_error_by_rule": {"mse": "float", "even": "float", "floor": "float", "rceil": "float", "ceil": "float"},
+    "relative_error_by_rule": dict.fromkeys(("mse", "even", "floor", "rceil", "ceil"), "float"),
     "clipped_blocks": "int", "clipped_values": "int", "kept_blocks": "int",
 }  # fmt: skip
 SURVIVAL = {
