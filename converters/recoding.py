@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from gptoss_convert.checkpoint import Tensor
 from gptoss_convert.converters.survival import Survival, survival
-from gptoss_convert.encodings import Chunk, LossClass, convert, loss_class
+from gptoss_convert.encodings import Chunk, Encoding, LossClass, convert, loss_class
 from gptoss_convert.encodings.conversion import temporary_bytes
 from gptoss_convert.encodings.deviation import Deviation, deviation
 from gptoss_convert.encodings.mxfp4_canonical import noncanonical_scales
 from gptoss_convert.encodings.mxfp4_quantiser import QuantisationFigures, ScaleRule, quantise
+from gptoss_convert.encodings.transpose import row_major
 
 NO_DEVIATION = Deviation()
 NO_FIGURES = QuantisationFigures()
@@ -171,9 +172,8 @@ class QuantisingRecoding:
     """The tensor in MXFP4 that this one was tuned from: it names every scale, and what is left is measured."""
 
     def temporary_bytes(self, source: Tensor, target: Tensor) -> int:
-        """Return nothing for bfloat16, and arrays of float32 where there are such."""
-        arrays = (0 if source.encoding.name == "bf16" else 1) + (0 if self.base is None else 6)
-        return 4 * source.columns * arrays
+        """Return a row of float32 where numbers have to be decoded; all else is done in pieces."""
+        return 0 if source.encoding.name in _TAKEN_AS_THEY_ARE else 4 * source.columns
 
     def recode(self, source: Tensor, target: Tensor, start: int, chunk: Chunk) -> Recoded:
         """Return `chunk` quantised."""
@@ -181,16 +181,31 @@ class QuantisingRecoding:
         base = None if self.base is None else self.base.read(start, stop)
         named = base[1] if base is not None else None if self.named is None else self.named.read(start, stop)
         with source.named_errors():
-            values = chunk[0] if source.encoding.name == "bf16" else source.encoding.decode(chunk)
-            quantised = quantise(values, self.rule, named)
+            taken = source.encoding.name in _TAKEN_AS_THEY_ARE
+            quantised = quantise(chunk[0] if taken else source.encoding.decode(chunk), self.rule, named)
         result = (quantised.codes, quantised.scales)
-        if base is None or self.base is None:
-            return Recoded(result, Findings(quantisation=quantised.figures))
-        with self.base.named_errors():
-            left = survival(
-                self.base.encoding.decode(base), source.encoding.decode(chunk), target.encoding.decode(result)
-            )
+        left = NO_SURVIVAL
+        if base is not None and self.base is not None:
+            with self.base.named_errors():
+                left = _survival((self.base.encoding, base), (source.encoding, chunk), (target.encoding, result))
         return Recoded(result, Findings(quantisation=quantised.figures, survival=left))
+
+
+_TAKEN_AS_THEY_ARE = ("bf16", "f32")
+"""Encodings whose chunks the quantiser takes."""
+_ROWS_COMPARED_AT_ONCE = 64
+
+
+def _survival(*encoded: tuple[Encoding, Chunk]) -> Survival:
+    """Compare base, tuned and quantised rows, a few at a time."""
+    total = NO_SURVIVAL
+    for start in range(0, len(encoded[0][1][0]), _ROWS_COMPARED_AT_ONCE):
+        rows = slice(start, start + _ROWS_COMPARED_AT_ONCE)
+        base, tuned, quantised = (
+            codec.decode(tuple(row_major(part[rows]) for part in chunk)) for codec, chunk in encoded
+        )
+        total += survival(base, tuned, quantised)
+    return total
 
 
 PLAIN = PlainRecoding()

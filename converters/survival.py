@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptoss_convert.encodings import Float32
-from gptoss_convert.encodings.deviation import squared_sum
 
 LEAST_SURVIVING = 0.5
 """A change of which less is left than this share has been rounded away, as far as anybody would notice it."""
+
+_SAFE_LEAST, _SAFE_MOST = 1e-24, 1e24
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,22 @@ def survival(base: Float32, tuned: Float32, quantised: Float32) -> Survival:
     """Compare three arrays of the same shape."""
     change = tuned - base
     left = quantised - base
+    tuned_count, moved_count = int(np.count_nonzero(change)), int(np.count_nonzero(left))
     return Survival(
         values=base.size,
-        tuned=int(np.count_nonzero(change)),
-        moved=int(np.count_nonzero(left)),
-        squared_base=squared_sum(base),
-        squared_change=squared_sum(change),
-        kept_change=float(np.multiply(change, left, dtype=np.float64).sum()),
+        tuned=tuned_count,
+        moved=moved_count,
+        squared_base=_product_sum(base, base),
+        squared_change=_product_sum(change, change) if tuned_count else 0.0,
+        kept_change=_product_sum(change, left) if tuned_count and moved_count else 0.0,
     )
+
+
+def _product_sum(left: Float32, right: Float32) -> float:
+    """Return the sum of products; in float32 row by row, where the sums stay far from its ends, which is faster."""
+    with np.errstate(over="ignore"):
+        sums = np.vecdot(left, right)
+    total = float(sums.sum(dtype=np.float64))
+    if _SAFE_LEAST < abs(total) < _SAFE_MOST:
+        return total
+    return float(np.multiply(left, right, dtype=np.float64).sum())

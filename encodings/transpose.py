@@ -28,6 +28,6 @@ def transposed(array: Array) -> Array:
 
 def row_major(array: Array) -> Array:
     """Return `array` `[rows, columns]` C-contiguous: itself if it is so already, else a copy."""
-    if array.flags.f_contiguous and not array.flags.c_contiguous:
+    if array.strides[0] < array.strides[1] and not array.flags.c_contiguous:
         return transposed(array.T)
     return np.ascontiguousarray(array)

@@ -17,7 +17,7 @@ import numpy as np
 
 from gptoss_convert.checkpoint import FileWriter, Storage
 from gptoss_convert.encodings import Array, Chunk, Encoding, Order
-from gptoss_convert.encodings.transpose import transpose_into
+from gptoss_convert.encodings.transpose import row_major
 from gptoss_convert.errors import InputError
 
 OPEN_FILES = 64
@@ -142,7 +142,7 @@ class StoredArray:
 
     def write(self, writer: FileWriter, start: int, rows: Array) -> None:
         """Write `rows` `[rows, items]` from row `start` on."""
-        data = contiguous(rows.astype(self.dtype, copy=False), "C")
+        data = row_major(rows.astype(self.dtype, copy=False))
         writer.write(self.file.path, data, self.offset + start * self.row_nbytes)
 
 
@@ -216,7 +216,7 @@ class TransposedStorage:
         for matrix, first, last in self._stripes(start, start + len(rows)):
             base = matrix * self.stored_rows
             position = matrix * self.row_group + first - start
-            stripe = contiguous(rows[position : position + last - first], "F").T
+            stripe = row_major(rows[position : position + last - first].T)
             if last - first == self.row_group:
                 self.stored.write(writer, base, stripe)
             else:
@@ -235,20 +235,6 @@ class TransposedStorage:
 
     def _position(self, stored_row: int, item: int) -> int:
         return self.stored.offset + stored_row * self.stored.row_nbytes + item * self.stored.dtype.itemsize
-
-
-def contiguous(rows: Array, order: Order) -> Array:
-    """Return the two-dimensional `rows` contiguous in memory order `order`; itself if it is so already."""
-    wanted = rows if order == "C" else rows.T
-    if not wanted.flags.c_contiguous:
-        lies_in_columns = wanted.strides[0] < wanted.strides[1]
-        turned = np.empty(wanted.shape, wanted.dtype)
-        if lies_in_columns:
-            transpose_into(turned, wanted.T)
-        else:
-            turned[:] = wanted
-        wanted = turned
-    return wanted if order == "C" else wanted.T
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ import numpy as np
 
 from gptoss_convert.checkpoint import FileWriter
 from gptoss_convert.encodings import Array, Chunk, Encoding, Order
+from gptoss_convert.encodings.transpose import row_major
 from gptoss_convert.formats.gguf.container import CodeOrder
-from gptoss_convert.formats.storage import StoredArray, contiguous
+from gptoss_convert.formats.storage import StoredArray
 
 _MXFP4_RECORD = np.dtype([("scale", "u1"), ("codes", "V16")])
 _Q8_0_RECORD = np.dtype([("scale", "<f2"), ("codes", "V32")])
@@ -32,7 +33,7 @@ _BLOCKS_AT_ONCE = 16_384
 def pack(encoding: Encoding, chunk: Chunk, order: CodeOrder = CodeOrder.GGML) -> Array:
     """Return the rows of `chunk` as they are stored: contiguous, one row after the other."""
     if len(encoding.parts) == 1:
-        return contiguous(chunk[0], "C")
+        return row_major(chunk[0])
     return _PACKERS[encoding.name, order](chunk)
 
 
