@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import kernels, to_gguf
+from benchmarks import folders, kernels, to_gguf
 
 
 @click.group()
@@ -33,6 +33,19 @@ def run_to_gguf(layers: tuple[int, ...], rounds: int, peer_rounds: int, folder: 
 def run_kernels(rounds: int) -> None:
     """Run the conversion and hashing kernels on one expert in memory."""
     print("\n".join(kernels.measure(rounds)))
+
+
+@benchmarks.command("folders")
+@click.option("--layers", type=int, multiple=True, default=(2,), help="Full-width layers (default: 2). Repeatable.")
+@click.option("--rounds", type=int, default=3, show_default=True, help="Runs of each of our commands and of cp.")
+@click.option("--peer-rounds", type=int, default=1, show_default=True, help="Runs of transformers.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to work (default: a temporary folder).")
+def run_folders(layers: tuple[int, ...], rounds: int, peer_rounds: int, folder: Path | None) -> None:
+    """Convert full-width slices of gpt-oss-20b to BF16, and back to MXFP4."""
+    for count in layers:
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            result = folders.measure(Path(work) / "work", layers=count, rounds=rounds, peer_rounds=peer_rounds)
+        print("\n".join(result.lines()), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,128 @@
+"""to-bf16 and to-mxfp4 on full-width slices of gpt-oss-20b, against `cp` and transformers."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.measure import Run, median_wall, run, touch_free_memory
+from gptoss_convert.canonical_hash import hash_checkpoint
+from gptoss_convert.formats import open_checkpoint
+from tests.support import tokenizers
+from tests.support.checkpoints import REAL_20B, write_huggingface
+
+_DEQUANTISE = """
+import sys, torch
+from transformers import GptOssForCausalLM, Mxfp4Config
+torch.set_num_threads(2)
+model = GptOssForCausalLM.from_pretrained(
+    sys.argv[1], dtype=torch.bfloat16, quantization_config=Mxfp4Config(dequantize=True)
+)
+model.save_pretrained(sys.argv[2], save_original_format=False)
+"""
+"""How transformers loads, decodes and saves; without the last option it saves experts under wrong names."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Runs of each tool on the same checkpoint, in seconds and bytes."""
+
+    layers: int
+    experts: int
+    """Weights in expert matrices."""
+    runs: dict[str, list[Run]]
+    nbytes: dict[str, int]
+    """Bytes that each tool writes."""
+    same_hash: bool
+
+    def lines(self) -> list[str]:
+        """Return the figures as lines of text."""
+        copy = self.runs["cp of the BF16 folder"]
+        lines = [
+            f"{self.layers} full-width layers, {self.experts} weights in experts",
+            f"{'':38}{'GB out':>8}{'wall s':>9}{'min':>8}{'max':>8}{'cpu s':>8}{'RSS MB':>9}"
+            f"{'private MB':>12}{'x cp':>8}",
+        ]
+        for name, runs in self.runs.items():
+            if runs:
+                walls = [item.wall for item in runs]
+                cpu = statistics.median(item.cpu for item in runs)
+                resident, private = (max(getattr(item, kind) for item in runs) for kind in ("resident", "private"))
+                lines.append(
+                    f"{name:38}{self.nbytes[name] / 1e9:8.2f}{statistics.median(walls):9.2f}{min(walls):8.2f}"
+                    f"{max(walls):8.2f}{cpu:8.2f}{resident / 1e6:9.0f}{private / 1e6:12.0f}"
+                    f"{statistics.median(walls) / median_wall(copy):8.2f}"
+                )
+        pairs = [mine.wall / copied.wall for mine, copied in zip(self.runs["to-bf16"], copy, strict=True)]
+        lines.append(f"to-bf16: median of the ratios to cp, pair by pair: {statistics.median(pairs):.2f}")
+        for rule in ("mse", "floor"):
+            cpu = statistics.median(item.cpu for item in self.runs[f"to-mxfp4 --rule {rule}"])
+            lines.append(
+                f"to-mxfp4 --rule {rule}: {2 * self.experts / cpu / 1e6:.0f} MB of BF16 experts a CPU second"
+            )
+        if self.runs["transformers"]:
+            ratio = median_wall(self.runs["transformers"]) / median_wall(self.runs["to-bf16"])
+            lines.append(f"to-bf16: times faster than transformers' load, dequantise and save: {ratio:.1f}")
+        lines.append(f"canonical hash equal at every stop: {self.same_hash}")
+        return lines
+
+
+def measure(folder: Path, *, layers: int, rounds: int, peer_rounds: int) -> Result:
+    """Make a checkpoint in `folder`, convert it with each tool in turn, and remove everything again."""
+    source = folder / "gpt-oss-20b"
+    source.mkdir(parents=True)
+    try:
+        ids = tokenizers.write_real_tokenizer(source)
+        write_huggingface(source, replace(REAL_20B, layers=layers), special_ids=ids, edge_blocks=False)
+        return _measure(source, folder, layers, rounds, peer_rounds)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _measure(source: Path, folder: Path, layers: int, rounds: int, peer_rounds: int) -> Result:
+    program = Path(sys.executable).with_name("gptoss-convert")
+    bf16, copy, mxfp4, theirs = (folder / name for name in ("bf16", "copy", "mxfp4", "theirs"))
+
+    def command(*words: str | Path) -> Callable[[], Run]:
+        return lambda: run([*words])
+
+    def copy_weights() -> Run:
+        copy.mkdir()
+        return run(["cp", *sorted(bf16.glob("*.safetensors")), copy])
+
+    tools: dict[str, tuple[Path, Callable[[], Run]]] = {
+        "to-bf16": (bf16, command(program, "to-bf16", source, "-o", bf16, "--quiet")),
+        "cp of the BF16 folder": (copy, copy_weights),
+    }
+    for rule in ("mse", "floor"):
+        words = (program, "to-mxfp4", bf16, "-o", mxfp4, "--quiet", "--rule", rule)
+        tools[f"to-mxfp4 --rule {rule}"] = (mxfp4, command(*words))
+    words = (program, "to-mxfp4", bf16, "-o", mxfp4, "--quiet", "--scales-from", source)
+    tools["to-mxfp4 --scales-from"] = (mxfp4, command(*words))
+    runs: dict[str, list[Run]] = {name: [] for name in (*tools, "transformers")}
+    nbytes: dict[str, int] = {}
+    needed = 4 * sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    # The first round fills the file cache and is not counted. Each output is removed right before it is written
+    # again, so that all tools find the machine in the same state.
+    for number in range(rounds + 1):
+        for name, (output, tool) in tools.items():
+            shutil.rmtree(output, ignore_errors=True)
+            touch_free_memory(needed)
+            measured = tool()
+            nbytes[name] = sum(path.stat().st_size for path in output.iterdir())
+            if number:
+                runs[name].append(measured)
+    hashes = {hash_checkpoint(open_checkpoint(path), jobs=2).model for path in (source, bf16, mxfp4)}
+    shutil.rmtree(copy)
+    for _ in range(peer_rounds):
+        shutil.rmtree(theirs, ignore_errors=True)
+        touch_free_memory(needed)
+        runs["transformers"].append(run([sys.executable, "-P", "-c", _DEQUANTISE, source, theirs]))
+        nbytes["transformers"] = sum(path.stat().st_size for path in theirs.iterdir())
+    shape = replace(REAL_20B, layers=layers)
+    weights = 3 * shape.layers * shape.experts * shape.hidden * shape.intermediate
+    return Result(layers, weights, runs, nbytes, len(hashes) == 1)
