@@ -10,6 +10,8 @@ file that has become stale does no harm.
 
 from __future__ import annotations
 
+import io
+import os
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
@@ -30,6 +32,10 @@ _TIME = (1980, 1, 1, 0, 0, 0)
 """The earliest that ZIP knows: the file depends on its contents alone."""
 _ENCRYPTED = 1
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_LARGEST_READ = 8 << 20
+"""Bytes that are read at once: a member is far smaller, and so is the list of all members."""
+_DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
+"""What the standard library raises for archives that are none, or of a kind that it does not know."""
 
 
 class ScaleSidecarWriter:
@@ -116,7 +122,7 @@ class NamedScales:
         name = f"{self.tensor}/{matrix}"
         try:
             content = _archive(self.file).read(name)
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        except _DAMAGES as error:
             raise InputError(f"damaged file of scales: {error}", file=self.file.path, tensor=name) from None
         count = self.rows * self.blocks
         data = np.frombuffer(content, np.uint8)
@@ -170,7 +176,7 @@ def read_sidecar(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
 def _members(file: FileRef) -> Collection[zipfile.ZipInfo]:
     try:
         return _archive(file).infolist()
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except _DAMAGES as error:
         raise InputError(f"damaged file of scales: {error}", file=file.path) from None
 
 
@@ -181,6 +187,34 @@ def _is_index(text: str, count: int) -> bool:
 @lru_cache(maxsize=4)
 def _archive(file: FileRef) -> zipfile.ZipFile:
     """Return the file opened; any number of threads may read from it."""
-    if FileRef.at(file.path) != file:
-        raise InputError("file changed while it was in use", file=file.path)
-    return zipfile.ZipFile(file.path)
+    return zipfile.ZipFile(_PositionalFile(file))
+
+
+class _PositionalFile(io.RawIOBase):
+    """A file with a position of its own, which processes that were forked from each other do not share."""
+
+    def __init__(self, file: FileRef) -> None:
+        self._file = file
+        self._position = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}[whence]
+        if start + offset < 0:
+            raise ValueError("position before the beginning")
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int = -1, /) -> bytes:
+        rest = max(self._file.size - self._position, 0)
+        count = rest if size < 0 else min(size, rest)
+        if count > _LARGEST_READ:
+            raise zipfile.BadZipFile(f"{count} bytes in one piece")
+        data = self._file.read(self._position, count)
+        self._position += count
+        return data
