@@ -176,11 +176,11 @@ What every conversion does to the numbers. `converters/matrix.py` is the table t
 tests run every line of it: `python -m gptoss_convert.converters.matrix > docs/conversions.md` writes it anew.
 
 - **byte-exact**: the encoding stays; every code and scale is kept, at most in another order.
-- **value-exact**: another encoding, which holds every value exactly, with the sign of zeros. The canonical hash stays.
+- **value-exact**: another encoding, which holds every value exactly, zeros with their sign. The canonical hash stays.
 - **lossy**: values are rounded. The report says how many, and by how much.
 
-*Promised* is what the plan says of the worst tensor, from the encodings alone: F32 to BF16 may round. *Found* is what
-the run reports for weights as they were published. Norms that a GGUF file holds in F32 came from BF16 and lose
+*Promised* is what the plan says of the worst tensor, from the encodings alone: F32 to BF16 may round. *Found* is
+what the run reports for weights as they were published. Norms that a GGUF file holds in F32 came from BF16 and lose
 nothing; experts in BF16 that came from MXFP4 return to it. Fine-tuned experts do not: `to-mxfp4` tells what is left
 of them. *There and back* is what the tensors are after the conversion in the opposite direction.
 

@@ -14,7 +14,8 @@ import io
 import os
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -69,11 +70,10 @@ class ScaleSidecarWriter:
             OutputError: it cannot be written.
         """
         self._finish_matrix()
-        if self._archive is not None:
-            try:
-                self._archive.close()
-            except OSError as error:
-                raise OutputError(f"cannot write: {error.strerror or error}", file=self._path) from error
+        archive, self._archive = self._archive, None
+        if archive is not None:
+            with self._reported(archive):
+                archive.close()
 
     def _finish_matrix(self) -> None:
         rows, self._rows = self._rows, []
@@ -83,13 +83,24 @@ class ScaleSidecarWriter:
         if not named.size:
             return
         self.blocks += named.size
-        try:
+        with self._reported(self._archive):
             if self._archive is None:
                 self._archive = zipfile.ZipFile(self._path, "w")
             member = zipfile.ZipInfo(self._name, _TIME)
             member.compress_type = zipfile.ZIP_DEFLATED
             self._archive.writestr(member, np.packbits(is_named).tobytes() + named.tobytes(), compresslevel=1)
+
+    @contextmanager
+    def _reported(self, archive: zipfile.ZipFile | None) -> Iterator[None]:
+        """Turn an `OSError` into an `OutputError`, and give up the archive, which would complain once more."""
+        try:
+            yield
         except OSError as error:
+            archive, self._archive = archive or self._archive, None
+            if archive is not None and archive.fp is not None:
+                file, archive.fp = archive.fp, None
+                with suppress(OSError):
+                    file.close()
             raise OutputError(f"cannot write: {error.strerror or error}", file=self._path) from error
 
 
