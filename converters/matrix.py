@@ -176,7 +176,7 @@ What every conversion does to the numbers. `converters/matrix.py` is the table t
 tests run every line of it: `python -m gptoss_convert.converters.matrix > docs/conversions.md` writes it anew.
 
 - **byte-exact**: the encoding stays; every code and scale is kept, at most in another order.
-- **value-exact**: another encoding, which holds every value exactly, zeros with their sign. The canonical hash stays.
+- **value-exact**: another encoding, which holds every value exactly, zeros with their sign. The hash stays.
 - **lossy**: values are rounded. The report says how many, and by how much.
 
 *Promised* is what the plan says of the worst tensor, from the encodings alone: F32 to BF16 may round. *Found* is

@@ -25,7 +25,7 @@ from gptoss_convert.formats.scale_sidecar import SIDECAR_NAME, NamedScales, Scal
 Scales = NDArray[np.uint8]
 
 EXPERTS, ROWS, BLOCKS = 3, 5, 7
-SHAPES = {name: (EXPERTS, ROWS, 32 * BLOCKS) for name in ("a.down_proj", "b.down_proj")}
+SHAPES = dict.fromkeys(("a.down_proj", "b.down_proj"), (EXPERTS, ROWS, 32 * BLOCKS))
 MEMBER = "a.down_proj/1"
 SIZE = 5
 """Bytes of one bit for each of 35 blocks."""
@@ -134,15 +134,15 @@ def rows_of(found: NamedScales, start: int) -> bytes:
 
 @pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])
 def test_workers_read_at_once(path: Path, pool: Any) -> None:
-    """Also processes that were forked while the file was open."""
-    scales = np.random.default_rng(0).integers(0, 255, (EXPERTS, ROWS, BLOCKS), np.uint8)
+    """Also processes that were forked while the file was open; members are larger than a buffer of the system."""
+    scales = np.random.default_rng(0).integers(0, 255, (8, 200, 200), np.uint8)
     write(path, {"a.down_proj": scales})
-    found = read_sidecar(path, SHAPES)["a.down_proj"]
+    found = read_sidecar(path, {"a.down_proj": (8, 200, 6400)})["a.down_proj"]
     found.read(0, 1)
-    starts = list(range(EXPERTS * ROWS)) * 100
+    starts = [200 * matrix for matrix in range(8)] * 25
     with pool(4) as workers:
         rows = workers.map(rows_of, [found] * len(starts), starts)
-        expected = scales.reshape(-1, BLOCKS)
+        expected = scales.reshape(-1, 200)
         assert all(row == expected[start].tobytes() for start, row in zip(starts, rows, strict=True))
 
 
