@@ -29,7 +29,7 @@ from gptoss_convert.converters.recoding import NOTHING_FOUND, Findings
 from gptoss_convert.encodings import Chunk, LossClass
 from gptoss_convert.encodings.mxfp4_format import NOT_NAMED
 from gptoss_convert.encodings.transpose import transpose_into
-from gptoss_convert.errors import BudgetError
+from gptoss_convert.errors import BudgetError, InputError
 from gptoss_convert.formats.scale_sidecar import ScaleSidecarWriter
 from gptoss_convert.formats.storage import FileRef
 
@@ -362,5 +362,7 @@ class _Found:
 
 
 def _copy(source: FileRef, path: Path, writer: FileWriter) -> None:
+    if FileRef.at(source.path) != source:
+        raise InputError("file changed while it was in use", file=source.path)
     for offset in range(0, source.size, STEP_BYTES):
         writer.write(path, source.read(offset, min(STEP_BYTES, source.size - offset)), offset)
