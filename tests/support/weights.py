@@ -77,7 +77,7 @@ def expert_blocks(base: str, expert: int, rows: int, blocks_per_row: int, fillin
         blocks = _gaussian(base, expert, rows, blocks_per_row, filling.seed)[0]
     elif filling.fill == "every block":
         ascending = np.arange(rows * blocks_per_row * 16).astype(np.uint8)
-        blocks = (ascending & (0xFF, 0xDD)[expert % 2]).reshape(rows, blocks_per_row, 16)
+        blocks = (ascending & np.uint8((0xFF, 0xDD)[expert % 2])).reshape(rows, blocks_per_row, 16)
     else:
         rng = _generator(filling.seed, base + "_blocks", expert)
         words = _look_up(rng, _code_table(), rows * blocks_per_row * 8)
