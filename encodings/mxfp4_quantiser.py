@@ -297,7 +297,9 @@ class _Tile:
             odd |= ~near & (wanted != NOT_NAMED) & (largest > 0)
         if has_tiny_numbers:
             # The tables take them for zeros; where nothing else is rounded, a block would pass for exact.
-            odd |= (np.where(chosen, larger, smaller) == 0) & self._has_tiny_numbers(by_block)
+            passes = (np.where(chosen, larger, smaller) == 0) & (largest > 0)
+            if passes.any():
+                odd |= passes & self._has_tiny_numbers(by_block)
         np.add(floor, chosen, out=scales, casting="unsafe")
         empty = largest == 0
         if empty.any():
