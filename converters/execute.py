@@ -25,11 +25,11 @@ from gptoss_convert.checkpoint import FileWriter, Tensor
 from gptoss_convert.converters.manifest import HashedFile, Manifest, hash_file
 from gptoss_convert.converters.output import Outputs, check_destination, new_outputs
 from gptoss_convert.converters.plan import Plan, Transfer
-from gptoss_convert.converters.recoding import NOTHING_FOUND, Findings
+from gptoss_convert.converters.recoding import NOTHING_FOUND, Findings, NamingRecoding
 from gptoss_convert.encodings import Chunk, LossClass
-from gptoss_convert.encodings.mxfp4_format import NOT_NAMED
+from gptoss_convert.encodings.mxfp4_format import BLOCK, NOT_NAMED
 from gptoss_convert.encodings.transpose import transpose_into
-from gptoss_convert.errors import BudgetError
+from gptoss_convert.errors import BudgetError, InputError
 from gptoss_convert.formats.scale_sidecar import ScaleSidecarWriter
 from gptoss_convert.formats.storage import FileRef
 
@@ -337,12 +337,16 @@ class _Found:
         name = task.transfer.source.name
         self._findings[name] = self._findings.get(name, NOTHING_FOUND) + result.findings
         self._digests.setdefault(name, []).append(result.segment_digests)
-        if self._sidecar is not None and result.named_scales is not None:
+        if self._sidecar is not None and isinstance(task.transfer.recoding, NamingRecoding):
+            named = result.named_scales
+            if named is None:  # also rows without names count, for a matrix may be cut
+                shape = task.stop - task.start, task.transfer.source.columns // BLOCK
+                named = np.broadcast_to(np.uint8(NOT_NAMED), shape)
             rows = task.transfer.source.shape[-2]
             for matrix in range(task.start // rows, -(-task.stop // rows)):
                 first = max(matrix * rows - task.start, 0)
                 last = (matrix + 1) * rows - task.start
-                self._sidecar.add(name, matrix, result.named_scales[first:last])
+                self._sidecar.add(name, matrix, named[first:last])
 
     def close(self) -> None:
         if self._sidecar is not None:
@@ -362,5 +366,7 @@ class _Found:
 
 
 def _copy(source: FileRef, path: Path, writer: FileWriter) -> None:
+    if FileRef.at(source.path) != source:
+        raise InputError("file changed while it was in use", file=source.path)
     for offset in range(0, source.size, STEP_BYTES):
         writer.write(path, source.read(offset, min(STEP_BYTES, source.size - offset)), offset)

@@ -10,6 +10,7 @@ from gptoss_convert.checkpoint import Checkpoint, Tensor, inventory
 from gptoss_convert.converters.plan import Plan
 from gptoss_convert.converters.recoding import PLAIN, NamingRecoding, Recoding
 from gptoss_convert.converters.weight_folder import (
+    Carried,
     carried_configuration,
     carry_over,
     plan_weight_folder,
@@ -61,7 +62,7 @@ def plan_bf16(
     require_folder_name(folder)
     bf16 = ENCODINGS["bf16"]
     encodings = dict.fromkeys(inventory(checkpoint.config), bf16)
-    carried = carry_over(checkpoint, tokenizer)
+    carried = _with_named_scales(carry_over(checkpoint, tokenizer), checkpoint)
     config = config_json(
         checkpoint.config,
         carried=carried_configuration(checkpoint),
@@ -81,6 +82,15 @@ def plan_bf16(
     )
     from_mxfp4 = any(transfer.source.encoding.name == "mxfp4" for transfer in plan.transfers)
     return replace(plan, scale_sidecar=folder.absolute() / SIDECAR_NAME) if from_mxfp4 else plan
+
+
+def _with_named_scales(carried: Carried, checkpoint: Checkpoint) -> Carried:
+    """Return `carried` with the file of scales beside weights that were decoded before."""
+    path = checkpoint.assets.path(SIDECAR_NAME)
+    decoded = all(tensor.encoding.name != "mxfp4" for tensor in checkpoint.tensors.values())
+    if path is None or checkpoint.format != "huggingface" or not decoded:
+        return carried
+    return replace(carried, copies={**carried.copies, SIDECAR_NAME: path})
 
 
 def _recoding(source: Tensor, target: Tensor) -> Recoding:

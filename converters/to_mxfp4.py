@@ -76,6 +76,7 @@ def plan_mxfp4(
     if options.layout == "openai" and options.dense != "bf16":
         raise OptionError("OpenAI's layout has bf16 only", found=f"dense {options.dense or 'as in the source'}")
     require_folder_name(folder)
+    _require_whole_blocks(checkpoint)
     folder = folder.absolute()
     carried = carry_over(checkpoint, tokenizer)
     if options.layout == "openai":
@@ -126,25 +127,26 @@ def _published_shard_size(checkpoint: Checkpoint) -> int | None:
     return None if total <= LARGEST_SINGLE_FILE else openai_writer.PUBLISHED_SHARD_SIZE
 
 
-def _encodings(checkpoint: Checkpoint, options: Mxfp4Options) -> dict[str, Encoding]:
-    """Return the encoding that every tensor gets in the Hugging Face layout."""
+def _require_whole_blocks(checkpoint: Checkpoint) -> None:
     mxfp4 = ENCODINGS["mxfp4"]
-    encodings: dict[str, Encoding] = {}
     for name, spec in inventory(checkpoint.config).items():
-        tensor = checkpoint.tensors[name]
-        if spec.role is not Role.EXPERTS:
-            encodings[name] = tensor.encoding if options.dense is None else encoding(options.dense)
-            continue
-        if not mxfp4.fits(tensor.columns):
+        if spec.role is Role.EXPERTS and not mxfp4.fits(spec.shape[-1]):
             raise UnsupportedError(
                 "rows of experts are not whole blocks of MXFP4",
-                file=tensor.file,
+                file=checkpoint.tensors[name].file,
                 tensor=name,
-                found=f"{tensor.columns} elements",
+                found=f"{spec.shape[-1]} elements",
                 expected=f"a multiple of {mxfp4.block}",
             )
-        encodings[name] = mxfp4
-    return encodings
+
+
+def _encodings(checkpoint: Checkpoint, options: Mxfp4Options) -> dict[str, Encoding]:
+    """Return the encoding that every tensor gets in the Hugging Face layout."""
+    others = None if options.dense is None else encoding(options.dense)
+    return {
+        name: ENCODINGS["mxfp4"] if spec.role is Role.EXPERTS else others or checkpoint.tensors[name].encoding
+        for name, spec in inventory(checkpoint.config).items()
+    }
 
 
 def _recodings(checkpoint: Checkpoint, base: Checkpoint | None, rule: ScaleRule) -> dict[str, Recoding]:

@@ -277,8 +277,10 @@ class _Tile:
         np.clip(exponents, _LEAST_EXPONENT, _LARGEST_EXPONENT, out=exponents)
         lowest = ((exponents - (2 + _DEPTH)) << 7)[:, None]
         by_block = self._by_block(distances)
+        numbers_but_zeros = np.count_nonzero(distances)
         np.maximum(by_block, lowest, out=by_block)
         by_block -= lowest
+        has_tiny_numbers = np.count_nonzero(distances) < numbers_but_zeros
         smaller, larger = self._errors(distances, exponents)
         mantissas = largest & (_BINADE - 1)
         raised = _raised(mantissas)
@@ -293,6 +295,11 @@ class _Tile:
             kept = near & (named_error <= np.where(chosen, larger, smaller)) & (largest > 0) & ~odd
             chosen = np.where(kept, wanted > floor, chosen)
             odd |= ~near & (wanted != NOT_NAMED) & (largest > 0)
+        if has_tiny_numbers:
+            # The tables take them for zeros; where nothing else is rounded, a block would pass for exact.
+            passes = (np.where(chosen, larger, smaller) == 0) & (largest > 0)
+            if passes.any():
+                odd |= passes & self._has_tiny_numbers(by_block)
         np.add(floor, chosen, out=scales, casting="unsafe")
         empty = largest == 0
         if empty.any():
@@ -335,6 +342,11 @@ class _Tile:
             error = sizes - self._by_block(np.take(rounded, distances, mode="wrap"))
             found.append(np.square(error, dtype=np.float64).sum(axis=1))
         return found[0], found[1]
+
+    def _has_tiny_numbers(self, distances: Bits16) -> NDArray[np.bool_]:
+        """Return bool `[blocks, lanes]`: whether a number that is not zero is below all that the tables reach."""
+        numbers = self._by_block(self._numbers) & 0x7FFF
+        return np.asarray(((numbers > 0) & (distances == 0)).any(axis=1))
 
     def _encode(self, distances: Bits16, words: Bits16) -> None:
         """Set `words` from distances to the chosen scales and the signs of the numbers."""

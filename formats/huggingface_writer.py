@@ -161,7 +161,7 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
             "rope_type": "yarn",
             "truncate": rope.truncate,
         },
-        "rope_theta": rope.theta,
+        "rope_theta": int(rope.theta) if rope.theta == int(rope.theta) else rope.theta,  # as published: 150000
         "sliding_window": config.sliding_window,
         "swiglu_limit": config.swiglu_limit,
         "vocab_size": config.vocab_size,

@@ -10,9 +10,12 @@ file that has become stale does no harm.
 
 from __future__ import annotations
 
+import io
+import os
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +33,10 @@ _TIME = (1980, 1, 1, 0, 0, 0)
 """The earliest that ZIP knows: the file depends on its contents alone."""
 _ENCRYPTED = 1
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_LARGEST_READ = 8 << 20
+"""Bytes that are read at once: a member is far smaller, and so is the list of all members."""
+_DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
+"""What the standard library raises for archives that are none, or of a kind that it does not know."""
 
 
 class ScaleSidecarWriter:
@@ -63,11 +70,10 @@ class ScaleSidecarWriter:
             OutputError: it cannot be written.
         """
         self._finish_matrix()
-        if self._archive is not None:
-            try:
-                self._archive.close()
-            except OSError as error:
-                raise OutputError(f"cannot write: {error.strerror or error}", file=self._path) from error
+        archive, self._archive = self._archive, None
+        if archive is not None:
+            with self._reported(archive):
+                archive.close()
 
     def _finish_matrix(self) -> None:
         rows, self._rows = self._rows, []
@@ -77,13 +83,24 @@ class ScaleSidecarWriter:
         if not named.size:
             return
         self.blocks += named.size
-        try:
+        with self._reported(self._archive):
             if self._archive is None:
                 self._archive = zipfile.ZipFile(self._path, "w")
             member = zipfile.ZipInfo(self._name, _TIME)
             member.compress_type = zipfile.ZIP_DEFLATED
             self._archive.writestr(member, np.packbits(is_named).tobytes() + named.tobytes(), compresslevel=1)
+
+    @contextmanager
+    def _reported(self, archive: zipfile.ZipFile | None) -> Iterator[None]:
+        """Turn an `OSError` into an `OutputError`, and give up the archive, which would complain once more."""
+        try:
+            yield
         except OSError as error:
+            archive, self._archive = archive or self._archive, None
+            if archive is not None and archive.fp is not None:
+                file, archive.fp = archive.fp, None
+                with suppress(OSError):
+                    file.close()
             raise OutputError(f"cannot write: {error.strerror or error}", file=self._path) from error
 
 
@@ -116,7 +133,7 @@ class NamedScales:
         name = f"{self.tensor}/{matrix}"
         try:
             content = _archive(self.file).read(name)
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        except _DAMAGES as error:
             raise InputError(f"damaged file of scales: {error}", file=self.file.path, tensor=name) from None
         count = self.rows * self.blocks
         data = np.frombuffer(content, np.uint8)
@@ -170,7 +187,7 @@ def read_sidecar(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
 def _members(file: FileRef) -> Collection[zipfile.ZipInfo]:
     try:
         return _archive(file).infolist()
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except _DAMAGES as error:
         raise InputError(f"damaged file of scales: {error}", file=file.path) from None
 
 
@@ -181,6 +198,34 @@ def _is_index(text: str, count: int) -> bool:
 @lru_cache(maxsize=4)
 def _archive(file: FileRef) -> zipfile.ZipFile:
     """Return the file opened; any number of threads may read from it."""
-    if FileRef.at(file.path) != file:
-        raise InputError("file changed while it was in use", file=file.path)
-    return zipfile.ZipFile(file.path)
+    return zipfile.ZipFile(_PositionalFile(file))
+
+
+class _PositionalFile(io.RawIOBase):
+    """A file with a position of its own, which processes that were forked from each other do not share."""
+
+    def __init__(self, file: FileRef) -> None:
+        self._file = file
+        self._position = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}[whence]
+        if start + offset < 0:
+            raise ValueError("position before the beginning")
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int = -1, /) -> bytes:
+        rest = max(self._file.size - self._position, 0)
+        count = rest if size < 0 else min(size, rest)
+        if count > _LARGEST_READ:
+            raise zipfile.BadZipFile(f"{count} bytes in one piece")
+        data = self._file.read(self._position, count)
+        self._position += count
+        return data

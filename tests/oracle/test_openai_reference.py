@@ -203,6 +203,7 @@ def write(checkpoint: Path, output: Path, max_shard_size: int | None) -> Path:
         carried=Carried({}, {}, {}, ()),
         texts={},
         notes=(),
+        allow_lossy_source=False,
     )
     execute(plan)
     return output

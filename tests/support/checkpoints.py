@@ -26,7 +26,7 @@ from tests.support.layouts import (
     original_dtype,
     original_tensors,
 )
-from tests.support.weights import Filling, chunks
+from tests.support.weights import Fill, Filling, chunks
 
 __all__ = ["REAL_20B", "Entry", "Shape", "write_huggingface", "write_original", "write_safetensors"]
 
@@ -54,7 +54,7 @@ def write_huggingface(
     placement: Placement = "published",
     experts: Literal["mxfp4", "bf16"] = "mxfp4",
     edge_blocks: bool = True,
-    fill: Literal["table", "gauss"] = "table",
+    fill: Fill = "table",
     special_ids: Mapping[str, int] | None = None,
     config_overrides: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -97,7 +97,7 @@ def write_original(
     shards: int = 1,
     placement: Placement = "published",
     edge_blocks: bool = True,
-    fill: Literal["table", "gauss"] = "table",
+    fill: Fill = "table",
     config_overrides: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write weights, config.json and dtypes.json in OpenAI's layout.

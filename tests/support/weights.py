@@ -20,6 +20,8 @@ Bytes = NDArray[np.uint8]
 Bits16 = NDArray[np.uint16]
 Item = TypeVar("Item", np.uint8, np.uint16)
 
+Fill = Literal["table", "gauss", "every block"]
+
 _CHUNK = 1 << 18
 """Table look-ups per chunk: 512 KB, which stays in the cache."""
 
@@ -41,11 +43,13 @@ class Filling:
     """How random numbers are made.
 
     "table" draws codes and scales independently from tables; "gauss" quantises normal numbers, more slowly.
+    "every block" has every byte of codes with every scale from 0 to 252, in matrices of 4,048 blocks and more; the
+    codes of odd experts are so small that other scales store the same numbers.
     `edge_blocks` puts the blocks of `edge_blocks()` at the start of every expert.
     """
 
     seed: int = 0
-    fill: Literal["table", "gauss"] = "table"
+    fill: Fill = "table"
     edge_blocks: bool = True
 
 
@@ -71,6 +75,9 @@ def expert_blocks(base: str, expert: int, rows: int, blocks_per_row: int, fillin
     """Packed codes of one expert, [rows, blocks_per_row, 16]: low nibble first."""
     if filling.fill == "gauss":
         blocks = _gaussian(base, expert, rows, blocks_per_row, filling.seed)[0]
+    elif filling.fill == "every block":
+        ascending = np.arange(rows * blocks_per_row * 16).astype(np.uint8)
+        blocks = (ascending & np.uint8((0xFF, 0xDD)[expert % 2])).reshape(rows, blocks_per_row, 16)
     else:
         rng = _generator(filling.seed, base + "_blocks", expert)
         words = _look_up(rng, _code_table(), rows * blocks_per_row * 8)
@@ -85,6 +92,8 @@ def expert_scales(base: str, expert: int, rows: int, blocks_per_row: int, fillin
     """E8M0 scales of one expert, [rows, blocks_per_row]."""
     if filling.fill == "gauss":
         scales = _gaussian(base, expert, rows, blocks_per_row, filling.seed)[1]
+    elif filling.fill == "every block":
+        scales = (np.arange(rows * blocks_per_row) // 16 % 253).astype(np.uint8).reshape(rows, blocks_per_row)
     else:
         rng = _generator(filling.seed, base + "_scales", expert)
         scales = _look_up(rng, _scale_table(blocks_per_row), rows * blocks_per_row)

@@ -93,7 +93,7 @@ def test_layouts_and_configurations_are_the_published_ones() -> None:
     assert generation == (tokenizers.DATA / "generation_config.json").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("fill", ["table", "gauss"])
+@pytest.mark.parametrize("fill", ["table", "gauss", "every block"])
 def test_both_layouts_hold_the_same_numbers(tmp_path: Path, fill: Any) -> None:
     published = read(checkpoints.write_huggingface(tmp_path / "hf", SHAPE, seed=7, fill=fill))
     original = read(checkpoints.write_original(tmp_path / "original", SHAPE, seed=7, fill=fill))

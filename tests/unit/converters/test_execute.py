@@ -1,11 +1,14 @@
 """Execution: the same bytes however the work is cut and whoever does it, and the right ones."""
 
+import json
 import os
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,12 @@ from gptoss_convert.converters.execute import (
     tasks,
 )
 from gptoss_convert.converters.plan import Plan, Transfer
+from gptoss_convert.converters.recoding import NOTHING_FOUND, Findings
+from gptoss_convert.converters.to_bf16 import Bf16Options, plan_bf16
 from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
-from gptoss_convert.encodings import Array, Order
+from gptoss_convert.converters.to_mxfp4 import Mxfp4Options, plan_mxfp4
+from gptoss_convert.encodings import ENCODINGS, Array, LossClass, Order
+from gptoss_convert.encodings.deviation import deviation
 from gptoss_convert.errors import BudgetError, InputError, OutputError
 from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.formats.gguf.names import gguf_names
@@ -451,3 +458,225 @@ def test_plan_that_names_other_files_is_checked_before_anything_is_written(plan:
     with pytest.raises(OutputError, match="source files"):
         execute(replace(plan, files=(file,)), replace=True)
     assert_nothing_written(tmp_path)
+
+
+# --- folders
+
+
+BIG = Shape(layers=1, hidden=256, intermediate=288, experts=2, experts_per_token=2)
+"""Matrices that are larger than the least memory of a job."""
+TARGETS: dict[str, Callable[[Checkpoint, Path], Plan]] = {
+    "bf16": plan_bf16,
+    "bf16 in shards": lambda source, out: plan_bf16(source, out, Bf16Options(max_shard_size=300_000)),
+    "mxfp4": plan_mxfp4,
+    "openai": lambda source, out: plan_mxfp4(source, out, Mxfp4Options(layout="openai")),
+}
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    """One model in every form; `named` is in BF16 with names of scales."""
+    folder = tmp_path_factory.mktemp("big")
+    write_small_tokenizer(folder / "mxfp4")
+    write_huggingface(folder / "mxfp4", BIG, fill="every block")
+    write_huggingface(folder / "bf16", BIG, fill="every block", experts="bf16")
+    write_original(folder / "openai", BIG, fill="every block")
+    source = open_checkpoint(folder / "mxfp4")
+    execute(plan_gguf(source, folder / "gguf"))
+    execute(plan_gguf(source, folder / "f32", GgufOptions(dense="f32", experts="f32")))
+    execute(plan_bf16(source, folder / "named"))
+    return {path.name: open_checkpoint(path) for path in folder.iterdir()}
+
+
+def folder_contents(plan: Plan, **how: Any) -> dict[str, bytes]:
+    """The files of a folder, with its manifest, in which is all that the report says."""
+    execute(plan.with_manifest(), **how)
+    return {path.name: path.read_bytes() for path in plan.output.iterdir()}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("source", ["mxfp4", "bf16", "openai", "gguf", "f32", "named"])
+def test_bytes_of_folders_depend_neither_on_jobs_nor_on_memory(
+    big: dict[str, Checkpoint], tmp_path: Path, source: str, target: str
+) -> None:
+    """Nor do the names of scales; of the manifest, figures are sums whose order may show in their last digits."""
+    written = []
+    cuts = set()
+    for jobs, memory in ((1, 192 << 20), (1, LEAST_MEMORY_PER_JOB), (3, 3 * LEAST_MEMORY_PER_JOB), (4, 8 << 20)):
+        plan = TARGETS[target](big[source], tmp_path / f"{jobs}-{memory}")
+        resources = Resources(jobs=jobs, memory=memory)
+        cuts.add(len(list(tasks(plan, resources))))
+        found = folder_contents(plan, resources=resources)
+        facts = json.loads(found.pop("manifest.json"))
+        written.append((found, facts["canonical_hash"], facts["files"], facts["loss"]))
+    assert len(cuts) > 1
+    assert written[0] == written[1] == written[2] == written[3]
+    named = target.startswith("bf16") and source in ("mxfp4", "openai", "gguf", "named")
+    assert ("mxfp4-scales.zip" in written[0][0]) == named
+
+
+@pytest.mark.parametrize(("source", "target"), [("mxfp4", "bf16"), ("f32", "bf16"), ("named", "mxfp4")])
+def test_processes_write_the_same_folders(
+    big: dict[str, Checkpoint], tmp_path: Path, source: str, target: str
+) -> None:
+    """`named` reads names of scales from a file that all of them have open."""
+    expected = folder_contents(TARGETS[target](big[source], tmp_path / "threads"))
+    with ProcessPoolExecutor(2) as pool:
+        resources = Resources(jobs=2, memory=2 * LEAST_MEMORY_PER_JOB)
+        found = folder_contents(TARGETS[target](big[source], tmp_path / "x"), resources=resources, executor=pool)
+    for name in found.keys() - {"manifest.json"} | expected.keys() - {"manifest.json"}:
+        assert found[name] == expected[name], name
+
+
+@settings(max_examples=15)
+@pytest.mark.parametrize("name", ["gate_up_proj", "down_proj", "q_proj.weight"])
+@pytest.mark.parametrize("source", ["mxfp4", "bf16", "f32", "gguf"])
+@given(data=st.data())
+def test_any_cut_of_a_folder_writes_every_byte_once_and_the_same(
+    checkpoints: dict[str, Checkpoint], big: dict[str, Checkpoint], data: st.DataObject, source: str, name: str
+) -> None:
+    """BF16 experts are put together in columns before they are written."""
+    checkpoint = checkpoints[source] if source in checkpoints else big[source]
+    plan = plan_bf16(checkpoint, Path("out"))
+    transfer = next(t for t in plan.transfers if t.source.name.endswith(name))
+    assert transfer.gathers == name.endswith(("gate_up_proj", "down_proj"))
+    rows = transfer.source.rows
+    whole, cut = FilesInMemory(), FilesInMemory()
+    result = run_task(Task(transfer, 0, rows, rows), whole)
+    cuts = sorted({0, rows, *data.draw(st.sets(st.integers(1, rows - 1), max_size=8))})
+    pieces = [
+        run_task(Task(transfer, start, stop, data.draw(st.integers(1, rows))), cut)
+        for start, stop in pairwise(cuts)
+    ]
+    assert cut.runs() == whole.runs()
+    assert sum(piece.nbytes for piece in pieces) == result.nbytes == transfer.target.nbytes
+    found = sum((piece.findings for piece in pieces), NOTHING_FOUND)
+    assert found.deviation.different == result.findings.deviation.different
+    assert found.deviation.values == result.findings.deviation.values
+
+
+@settings(max_examples=15)
+@given(data=st.data())
+def test_any_cut_names_the_same_scales(checkpoints: dict[str, Checkpoint], data: st.DataObject) -> None:
+    plan = plan_bf16(checkpoints["mxfp4"], Path("out"))
+    transfer = next(t for t in plan.transfers if t.source.name.endswith("down_proj"))
+    rows = transfer.source.rows
+    whole = run_task(Task(transfer, 0, rows, rows), FilesInMemory()).named_scales
+    assert whole is not None
+    start = 0
+    while start < rows:
+        stop = data.draw(st.integers(start + 1, rows))
+        part = run_task(Task(transfer, start, stop, data.draw(st.integers(1, rows))), FilesInMemory()).named_scales
+        if part is None:
+            assert (whole[start:stop] == 255).all()
+        else:
+            np.testing.assert_array_equal(part, whole[start:stop])
+        start = stop
+
+
+def test_order_in_which_tasks_end_does_not_show(big: dict[str, Checkpoint], tmp_path: Path) -> None:
+    """The later a task began, the sooner it ends."""
+    expected = folder_contents(plan_bf16(big["mxfp4"], tmp_path / "threads"))
+
+    class Late(ThreadPoolExecutor):
+        number = 0
+
+        def submit(self, function: Any, /, *arguments: Any, **named: Any) -> Any:
+            self.number += 1
+            delay = 0.004 * (-self.number % 8)
+            return super().submit(lambda: (time.sleep(delay), function(*arguments, **named))[1])
+
+    with Late(8) as pool:
+        resources = Resources(jobs=8, memory=8 * LEAST_MEMORY_PER_JOB)
+        found = folder_contents(plan_bf16(big["mxfp4"], tmp_path / "out"), resources=resources, executor=pool)
+    assert found["mxfp4-scales.zip"] == expected["mxfp4-scales.zip"]
+    hashes = [json.loads(files["manifest.json"])["canonical_hash"] for files in (found, expected)]
+    assert hashes[0] == hashes[1]
+
+
+# --- what the report says
+
+
+def with_norm(folder: Path, values: Array) -> Checkpoint:
+    """The model as a GGUF file in which the last norm has these values, in F32."""
+    write_small_tokenizer(folder)
+    source = open_checkpoint(write_huggingface(folder, SHAPE))
+    path = folder / "model.gguf"
+    execute(plan_gguf(source, path))
+    tensor = open_checkpoint(path).tensors["model.norm.weight"]
+    storage: Any = tensor.storage
+    with path.open("r+b") as file:
+        file.seek(storage.stored.offset)
+        file.write(values.astype("<f4").tobytes())
+    return open_checkpoint(path)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_norms_that_fit_bf16_are_exact(tmp_path: Path, target: str) -> None:
+    checkpoint = with_norm(tmp_path, np.linspace(-2, 2, SHAPE.hidden + 1)[: SHAPE.hidden])
+    plan = TARGETS[target](checkpoint, tmp_path / "out")
+    assert plan.loss is LossClass.LOSSY
+    report = execute(plan)
+    assert report.loss is LossClass.VALUE_EXACT
+    (norm,) = [item for item in report.tensors if item.transfer.source.name == "model.norm.weight"]
+    assert norm.transfer.loss is LossClass.LOSSY
+    assert norm.loss is LossClass.VALUE_EXACT
+    assert (norm.findings.deviation.values, norm.findings.deviation.different) == (SHAPE.hidden, 0)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_other_norms_are_rounded_and_told_with_figures(tmp_path: Path, target: str) -> None:
+    values = np.linspace(-2, 2, SHAPE.hidden + 1, dtype=np.float32)[: SHAPE.hidden]
+    values[5] += np.float32(2**-20)
+    report = execute(TARGETS[target](with_norm(tmp_path, values), tmp_path / "out"))
+    assert report.loss is LossClass.LOSSY
+    lossy = [item for item in report.tensors if item.loss is LossClass.LOSSY]
+    assert [item.transfer.source.name for item in lossy] == ["model.norm.weight"]
+    bf16 = ENCODINGS["bf16"]
+    expected = deviation(values[None], bf16.decode(bf16.encode(values[None])))
+    assert lossy[0].findings == Findings(expected)
+    assert expected.different == 1
+    assert lossy[0].as_dict()["rounding"]["different"] == 1
+    assert lossy[0].as_dict()["loss"] == "lossy"
+
+
+# --- folders that cannot be written
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_interruption_leaves_no_folder(
+    big: dict[str, Checkpoint], tmp_path: Path, error: type[BaseException]
+) -> None:
+    def stop(*_: object) -> None:
+        raise error
+
+    with pytest.raises(error):
+        execute(plan_bf16(big["mxfp4"], tmp_path / "out"), progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_scales_that_cannot_be_written_leave_no_folder(
+    big: dict[str, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", refuse)
+    with pytest.raises(
+        OutputError, match=r"No space left on device.*mxfp4-scales\.zip|mxfp4-scales\.zip.*No space"
+    ):
+        execute(plan_bf16(big["mxfp4"], tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_folder_is_replaced_on_demand(big: dict[str, Checkpoint], tmp_path: Path) -> None:
+    plan = plan_bf16(big["mxfp4"], tmp_path / "out")
+    execute(plan)
+    before = {path.name: path.read_bytes() for path in plan.output.iterdir()}
+    with pytest.raises(OutputError, match="output exists"):
+        execute(plan)
+    execute(plan_mxfp4(big["mxfp4"], tmp_path / "out"), replace=True)
+    assert "mxfp4-scales.zip" not in {path.name for path in plan.output.iterdir()}
+    execute(plan, replace=True)
+    assert {path.name: path.read_bytes() for path in plan.output.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

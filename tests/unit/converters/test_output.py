@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptoss_convert.converters.output import check_destination, new_files
+from gptoss_convert.converters.output import check_destination, new_files, new_folder
 from gptoss_convert.converters.plan import Plan, PlannedFile
 from gptoss_convert.errors import OutputError
 
@@ -204,15 +204,16 @@ class Fault:
         self.error = error
         self.calls = 0
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
         self.calls += 1
         if self.calls == self.number and self.error:
             raise self.error
-        return self.function(*arguments)
+        return self.function(*arguments, **named)
 
 
 STEPS = ["open", "posix_fallocate", "pwrite", "fsync", "close", "replace"]
 """Functions of the operating system that a write goes through."""
+FOLDER_STEPS = [*STEPS, "mkdir"]
 
 
 @pytest.mark.parametrize("older", [(), ("a",), ("b",), ("a", "b")], ids="-".join)
@@ -372,3 +373,277 @@ def test_full_disk_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_impossible_name_is_refused(folder: Path, replace: bool) -> None:
     with pytest.raises(OutputError, match="File name too long"):
         check(folder, "n" * 300, replace=replace)
+
+
+# --- folders
+
+
+def write_folder(folder: Path, *names: str, late: tuple[str, ...] = ()) -> None:
+    """Write files to a folder as a whole, and `late` ones as those that the run alone can tell."""
+    files = planned(folder, *names)
+    with new_folder(folder, files, made_at_the_end=[folder / name for name in (*late, "never made")]) as outputs:
+        for file in files:
+            outputs.write(file.path, CONTENT[6:], 6)
+        for name in late:
+            outputs.create(folder / name, CONTENT)
+
+
+def everything(folder: Path) -> dict[str, object]:
+    """What lies in a folder: contents of files, targets of links, the same of folders."""
+    return {
+        path.name: str(path.readlink())
+        if path.is_symlink()
+        else everything(path)
+        if path.is_dir()
+        else path.read_bytes()
+        if path.is_file()
+        else "special"
+        for path in folder.iterdir()
+    }
+
+
+OLD_MODEL = {"config.json": b"old", "model-00001-of-00002.safetensors": b"old", "mxfp4-scales.zip": b"old"}
+NEW_MODEL = {"config.json": CONTENT, "model.safetensors": CONTENT}
+
+
+def make_model(folder: Path) -> None:
+    folder.mkdir()
+    for name, content in OLD_MODEL.items():
+        (folder / name).write_bytes(content)
+
+
+def make_link_to_model(folder: Path) -> None:
+    make_model(folder.with_name("elsewhere"))
+    folder.symlink_to("elsewhere")
+
+
+BEFORE: dict[str, tuple[Callable[[Path], object], dict[str, object]]] = {
+    "nothing": (lambda folder: None, {}),
+    "empty folder": (Path.mkdir, {"out": {}}),
+    "older model": (make_model, {"out": OLD_MODEL}),
+    "link to an older model": (make_link_to_model, {"elsewhere": OLD_MODEL, "out": "elsewhere"}),
+}
+"""What has the name of the output before."""
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_folder_appears_with_its_files(tmp_path: Path, before: str) -> None:
+    prepare, found = BEFORE[before]
+    prepare(tmp_path / "out")
+    write_folder(tmp_path / "out", "config.json", "model.safetensors")
+    assert everything(tmp_path) == found | {"out": NEW_MODEL}
+
+
+def test_folder_does_not_appear_before_the_end(tmp_path: Path) -> None:
+    make_model(tmp_path / "out")
+    with new_folder(tmp_path / "out", planned(tmp_path / "out", "config.json")):
+        assert everything(tmp_path / "out") == OLD_MODEL
+        (partial,) = [name for name in names(tmp_path) if name != "out"]
+        assert partial.startswith("out.partial-")
+    assert names(tmp_path) == ["out"]
+
+
+def test_files_made_at_the_end_appear_if_they_were_made(tmp_path: Path) -> None:
+    write_folder(tmp_path / "out", "config.json", late=("mxfp4-scales.zip",))
+    assert everything(tmp_path) == {"out": {"config.json": CONTENT, "mxfp4-scales.zip": CONTENT}}
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("step", FOLDER_STEPS)
+def test_whatever_step_fails_the_folder_is_as_it_was_or_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, before: str
+) -> None:
+    prepare, old = BEFORE[before]
+    new = old | {"out": NEW_MODEL | {"mxfp4-scales.zip": CONTENT}}
+
+    def attempt(number: int, error: BaseException) -> tuple[int, dict[str, object], BaseException | None]:
+        """Let one call fail; return the number of calls, what is there afterwards, and what was raised."""
+        place = tmp_path / f"{number}-{type(error).__name__}"
+        place.mkdir()
+        prepare(place / "out")
+        fault = Fault(getattr(os, step), number, error)
+        raised: BaseException | None = None
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, fault)
+            try:
+                write_folder(place / "out", "config.json", "model.safetensors", late=("mxfp4-scales.zip",))
+            except (OutputError, KeyboardInterrupt) as caught:
+                raised = caught
+        if isinstance(raised, OutputError):
+            assert str(raised.file).startswith(str(place / "out"))
+            assert os.strerror(errno.ENOSPC) in str(raised)
+        return fault.calls, everything(place), raised
+
+    count, found, _ = attempt(0, KeyboardInterrupt())
+    assert found == new
+    for number in range(1, count + 1):
+        for error in (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()):
+            _, found, raised = attempt(number, error)
+            if found.get("out") == new["out"]:
+                # What had the name before is of no use any more; where it cannot be removed, it stays aside.
+                found = {name: content for name, content in found.items() if not name.startswith("out.older-")}
+                assert found == new
+                assert not isinstance(raised, OutputError)
+            else:
+                assert found == old
+                assert raised is not None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError, MemoryError])
+@pytest.mark.parametrize("before", BEFORE)
+def test_whatever_ends_the_block_leaves_the_folder_as_it_was(
+    tmp_path: Path, before: str, error: type[BaseException]
+) -> None:
+    prepare, found = BEFORE[before]
+    prepare(tmp_path / "out")
+    with pytest.raises(error), new_folder(tmp_path / "out", planned(tmp_path / "out", "config.json")):
+        raise error
+    assert everything(tmp_path) == found
+
+
+FOREIGN: dict[str, Callable[[Path], object]] = {
+    "notes.txt": lambda path: path.write_bytes(b"thesis"),
+    "model.gguf": lambda path: path.write_bytes(b"model"),
+    ".git": Path.mkdir,
+    "checkpoint.safetensors": Path.mkdir,
+    "config.json": Path.mkdir,
+    "tokenizer.json": lambda path: path.symlink_to("nowhere"),
+    "README.md": os.mkfifo,
+}
+"""What is no file of a checkpoint."""
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_folder_with_something_else_is_never_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    FOREIGN[name](tmp_path / "out" / name)
+    before = everything(tmp_path)
+    for replace in (False, True):
+        with pytest.raises(OutputError):
+            check_folder(tmp_path / "out", replace=replace)
+    with pytest.raises(OutputError, match=f"holds something else than a checkpoint .*found {name}") as caught:
+        check_folder(tmp_path / "out", replace=True)
+    assert caught.value.file == str(tmp_path / "out")
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_folder_is_not_replaced_if_something_else_came_while_it_was_written(tmp_path: Path, name: str) -> None:
+    make_model(tmp_path / "out")
+    (tmp_path / "out" / "config.json").unlink()
+    context = new_folder(tmp_path / "out", planned(tmp_path / "out", "config.json"))
+    context.__enter__()
+    FOREIGN[name](tmp_path / "out" / name)
+    before = everything(tmp_path / "out")
+    with pytest.raises(OutputError, match="holds something else"):
+        context.__exit__(None, None, None)
+    assert everything(tmp_path) == {"out": before}
+
+
+def test_file_that_came_while_the_folder_was_written_stays(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match="cannot write: Not a directory"),
+        new_folder(tmp_path / "out", planned(tmp_path / "out", "config.json")),
+    ):
+        (tmp_path / "out").write_bytes(b"thesis")
+    assert everything(tmp_path) == {"out": b"thesis"}
+
+
+def check_folder(folder: Path, *, inputs: tuple[Path, ...] = (), replace: bool = False) -> None:
+    files = tuple(planned(folder, "config.json", "model.safetensors"))
+    plan = Plan(
+        source=Path("model"), source_format="", inputs=inputs, format="", folder=folder, files=files, transfers=()
+    )
+    check_destination(plan, replace=replace)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("before", ["nothing", "empty folder"])
+def test_free_or_empty_folder_is_accepted(tmp_path: Path, before: str, replace: bool) -> None:
+    BEFORE[before][0](tmp_path / "out")
+    check_folder(tmp_path / "out", replace=replace)
+
+
+@pytest.mark.parametrize("before", ["older model", "link to an older model"])
+def test_older_model_is_refused_without_replace(tmp_path: Path, before: str) -> None:
+    BEFORE[before][0](tmp_path / "out")
+    with pytest.raises(OutputError, match=r"output exists .*--force"):
+        check_folder(tmp_path / "out")
+    check_folder(tmp_path / "out", replace=True)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: path.write_bytes(b"x"), os.mkfifo, lambda path: path.symlink_to("out")],
+    ids=["file", "pipe", "link to itself"],
+)
+def test_what_is_no_folder_is_refused(tmp_path: Path, make: Callable[[Path], object], replace: bool) -> None:
+    make(tmp_path / "out")
+    with pytest.raises(OutputError, match="output is not a folder"):
+        check_folder(tmp_path / "out", replace=replace)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("source", ["out", "out/model.safetensors", "out/original/model.safetensors"])
+@pytest.mark.parametrize("way", ["its name", "a link to it", "another path"])
+def test_folder_that_holds_the_source_is_refused(tmp_path: Path, source: str, way: str, replace: bool) -> None:
+    make_model(tmp_path / "out")
+    (tmp_path / "out/original").mkdir()
+    (tmp_path / "link").symlink_to("out")
+    place = {"its name": "out", "a link to it": "link", "another path": "out/../out"}[way]
+    with pytest.raises(OutputError, match="output folder holds the source"):
+        check_folder(tmp_path / place, inputs=(tmp_path / "other", tmp_path / source), replace=replace)
+
+
+def test_source_through_a_link_is_refused(tmp_path: Path) -> None:
+    make_model(tmp_path / "out")
+    (tmp_path / "link").symlink_to("out")
+    with pytest.raises(OutputError, match="output folder holds the source"):
+        check_folder(tmp_path / "out", inputs=(tmp_path / "link" / "config.json",), replace=True)
+
+
+def test_folder_within_the_source_is_accepted(tmp_path: Path) -> None:
+    make_model(tmp_path / "model")
+    check_folder(tmp_path / "model/bf16", inputs=(tmp_path / "model", tmp_path / "model/config.json"))
+
+
+@pytest.mark.parametrize("place", [".", "here/..", "../link"])
+def test_current_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    make_model(tmp_path / "out")
+    (tmp_path / "out" / "here").mkdir()
+    (tmp_path / "link").symlink_to("out")
+    monkeypatch.chdir(tmp_path / "out")
+    with pytest.raises(OutputError, match="output is the current folder"):
+        check_folder(Path(place).absolute(), replace=True)
+
+
+def test_folder_around_the_current_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out/here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "out/here")
+    with pytest.raises(OutputError, match="holds something else than a checkpoint"):
+        check_folder(tmp_path / "out", replace=True)
+
+
+def test_folder_in_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for place in ("missing/out", "file/out"):
+        with pytest.raises(OutputError, match="output folder does not exist"):
+            check_folder(tmp_path / place)
+
+
+def test_folder_that_does_not_fit_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=2 * len(CONTENT) - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OutputError, match="not enough space on the disk"):
+        check_folder(tmp_path / "out")
+
+
+def test_mode_of_a_folder_follows_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_folder(tmp_path / "out", "config.json")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "out/config.json").stat().st_mode & 0o777 == 0o640

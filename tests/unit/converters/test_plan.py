@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,12 @@ import pytest
 
 from gptoss_convert.converters.execute import Resources, execute, tasks
 from gptoss_convert.converters.plan import Plan, Transfer
+from gptoss_convert.converters.recoding import PLAIN, NamingRecoding, QuantisingRecoding, Recoding
+from gptoss_convert.converters.to_bf16 import plan_bf16
 from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
-from gptoss_convert.encodings import LossClass
+from gptoss_convert.converters.to_mxfp4 import plan_mxfp4
+from gptoss_convert.encodings import LossClass, Order
+from gptoss_convert.encodings.mxfp4_quantiser import ScaleRule
 from gptoss_convert.formats import open_checkpoint
 from tests.support.checkpoints import Shape, write_huggingface, write_original
 from tests.support.memory import zeros
@@ -65,6 +70,36 @@ def test_memory_of_a_row() -> None:
     assert converting >= 17 + 4 * 32
 
 
+def test_rows_that_lie_in_columns_are_written_in_one_piece() -> None:
+    rows, columns = zeros("t", (12, 32), "bf16"), zeros("t", (12, 32), "bf16", row_group=6, order="F")
+    assert Transfer(rows, columns).gathers
+    assert not Transfer(columns, rows).gathers
+
+
+@pytest.mark.parametrize(
+    ("source", "source_order", "target", "target_order", "recoding", "in_one_step"),
+    [
+        ("mxfp4", "C", "bf16", "F", NamingRecoding(), True),
+        ("bf16", "F", "mxfp4", "C", QuantisingRecoding(ScaleRule.MSE), True),
+        ("bf16", "F", "bf16", "F", PLAIN, True),
+        ("bf16", "C", "bf16", "C", PLAIN, False),
+        ("mxfp4", "C", "mxfp4", "C", PLAIN, False),
+        ("f32", "C", "bf16", "F", PLAIN, False),
+        ("f16", "F", "mxfp4", "C", QuantisingRecoding(ScaleRule.MSE), False),
+    ],
+)
+def test_recodings_that_work_in_pieces_are_given_whole_tasks(
+    source: str, source_order: Order, target: str, target_order: Order, recoding: Recoding, in_one_step: bool
+) -> None:
+    """Unless rows can be written one after the other as they come."""
+    transfer = Transfer(
+        zeros("t", (12, 32), source, order=source_order), zeros("t", (12, 32), target, order=target_order), recoding
+    )
+    assert transfer.in_one_step == in_one_step
+    if in_one_step and transfer.gathers:
+        assert transfer.working_bytes_per_row == 0
+
+
 def test_plan_adds_up(plan: Plan) -> None:
     entries = [entry for file in plan.files for entry in file.entries]
     assert plan.nbytes == sum(file.nbytes for file in plan.files)
@@ -100,6 +135,46 @@ def test_plans_and_tasks_are_values_that_can_be_sent_to_another_process(folder: 
         assert pickle.loads(pickle.dumps(plan)) == plan
         for task in tasks(plan, Resources()):
             assert pickle.loads(pickle.dumps(task)) == task
+
+
+@pytest.mark.parametrize("source", ["mxfp4", "bf16", "openai", "model.gguf"])
+@pytest.mark.parametrize("recipe", [plan_bf16, plan_mxfp4])
+def test_plans_for_folders_are_values_too(folder: Path, source: str, recipe: Callable[..., Plan]) -> None:
+    plan = recipe(open_checkpoint(folder / source), folder / "out")
+    assert recipe(open_checkpoint(folder / source), folder / "out") == plan
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    for task in tasks(plan, Resources()):
+        assert pickle.loads(pickle.dumps(task)) == task
+    entries = [entry for file in plan.files for entry in file.entries]
+    assert plan.data_nbytes == sum(entry.nbytes for entry in entries)
+
+
+def test_folder_is_the_output_and_holds_all_files(folder: Path) -> None:
+    plan = plan_bf16(open_checkpoint(folder / "mxfp4"), folder / "out").with_manifest()
+    assert plan.output == plan.folder == folder / "out"
+    assert plan.paths_made_at_the_end == (folder / "out/mxfp4-scales.zip", folder / "out/manifest.json")
+    paths = [*(file.path for file in plan.files), *plan.paths_made_at_the_end]
+    assert {path.parent for path in paths} == {folder / "out"}
+    assert len(set(paths)) == len(paths)
+    facts = json.loads(json.dumps(plan.as_dict()))
+    assert facts["files_made_at_the_end"] == [str(path) for path in plan.paths_made_at_the_end]
+    assert facts["loss"] == "value-exact"
+
+
+def test_files_are_copied_written_or_laid_out(folder: Path) -> None:
+    """A text is all header, a copy has none, and of weights the header is what precedes the tensors."""
+    plan = plan_mxfp4(open_checkpoint(folder / "mxfp4"), folder / "out")
+    for file in plan.files:
+        if file.entries:
+            assert file.copied is None
+            assert len(file.header) < file.nbytes
+        elif file.copied is not None:
+            assert file.header == b""
+            assert file.copied.path == folder / "mxfp4" / file.path.name
+            assert file.nbytes == file.copied.size
+        else:
+            assert file.path.name == "config.json"
+            assert len(file.header) == file.nbytes
 
 
 def test_copy_of_a_plan_writes_the_same_files(plan: Plan) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gptoss_convert.encodings import ENCODINGS, Array, Chunk, EncodingError, convert
-from gptoss_convert.encodings.mxfp4_canonical import canonical_blocks, recover_blocks
+from gptoss_convert.encodings.mxfp4_canonical import canonical_blocks, noncanonical_scales, recover_blocks
 
 MXFP4, BF16 = ENCODINGS["mxfp4"], ENCODINGS["bf16"]
 
@@ -151,3 +151,45 @@ def test_rows_with_another_number_are_told_in_every_block() -> None:
     values[[5, 9, 6190, 6195], [0, 95, 95, 33]] = 5
     recovered = recover_blocks(BF16.encode(values)[0])
     assert np.flatnonzero(~recovered.exact).tolist() == [5, 9, 6190, 6195]
+
+
+# --- scales that the values do not tell
+
+
+@given(chunks)
+def test_scales_of_blocks_that_are_not_canonical_are_named(chunk: Chunk) -> None:
+    codes, scales = chunk
+    canonical_scales = canonical_blocks(codes, scales)[1]
+    named = noncanonical_scales(codes, scales)
+    expected = np.where(canonical_scales == scales, 255, scales)
+    if named is None:
+        assert (expected == 255).all()
+    else:
+        assert (expected != 255).any()
+        np.testing.assert_array_equal(named, expected)
+
+
+@pytest.mark.parametrize(
+    ("code", "scale", "is_named"),
+    [(5, 100, True), (1, 1, True), (6, 100, False), (7, 100, False), (5, 0, False), (0, 9, True), (0, 0, False)],
+)
+@pytest.mark.parametrize("sign", [0, 8])
+def test_block_is_named_if_a_smaller_scale_holds_it(code: int, scale: int, is_named: bool, sign: int) -> None:
+    named = noncanonical_scales(*block(code | sign, scale, rest=8))
+    assert (None if named is None else named.tolist()) == ([[scale]] if is_named else None)
+
+
+def test_blocks_to_name_are_found_anywhere() -> None:
+    codes, scales = np.full((100, 16 * 90), 0x67, np.uint8), np.full((100, 90), 120, np.uint8)
+    places = [(0, 0), (50, 45), (91, 1), (99, 89)]
+    for row, column in places:
+        codes[row, 16 * column : 16 * column + 16] = 0x45
+    named = noncanonical_scales(codes, scales)
+    assert named is not None
+    assert [tuple(place) for place in np.argwhere(named == 120).tolist()] == places
+    assert (named == 255).sum() == named.size - len(places)
+    assert (codes[0, 0], scales.max()) == (0x45, 120)
+
+
+def test_no_rows_name_nothing() -> None:
+    assert noncanonical_scales(np.empty((0, 16), np.uint8), np.empty((0, 1), np.uint8)) is None

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptoss_convert.encodings import Array
 from gptoss_convert.errors import InputError
 from gptoss_convert.formats.storage import (
     OPEN_FILES,
@@ -211,6 +212,49 @@ def test_whole_matrices_are_written_in_one_piece_each(tmp_path: Path) -> None:
 
     case.storage.write(Counting({}), 7, tuple(part[7:21] for part in case.chunk))
     assert len(offsets) == 2
+
+
+@given(data=st.data())
+def test_rows_of_transposed_matrices_lie_in_columns(tmp_path: Path, data: st.DataObject) -> None:
+    """So that nothing is rearranged between them and the file."""
+    case = transposed(tmp_path)
+    assert case.storage.order == "F"
+    start, stop = data.draw(ranges(case.rows))
+    (rows,) = case.storage.read(start, stop)
+    assert rows.flags.f_contiguous
+
+
+@pytest.mark.parametrize("layout", [parts, interleaved_rows, interleaved_elements])
+def test_rows_of_all_else_lie_in_rows(tmp_path: Path, layout: Callable[[Path], Case]) -> None:
+    case = layout(tmp_path)
+    assert case.storage.order == "C"
+    assert all(part.flags.c_contiguous for part in case.storage.read(1, 4))
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("order", ["C", "F", "every second"])
+def test_rows_are_written_from_arrays_in_any_memory_order(case: Case, data: st.DataObject, order: str) -> None:
+    def arranged(part: Array) -> Array:
+        if order == "every second":
+            return np.repeat(part, 2, axis=1)[:, ::2]
+        return np.array(part, order=order)  # type: ignore[call-overload,no-any-return]
+
+    Case(case.storage, tuple(map(arranged, case.chunk)), case.contents).assert_writes(data.draw(pieces(case.rows)))
+
+
+def test_whole_matrix_in_columns_is_written_without_a_copy(tmp_path: Path) -> None:
+    case = transposed(tmp_path)
+    rows = np.asfortranarray(case.chunk[0][:7])
+    written: list[Array] = []
+
+    class Keeping(Memory):
+        def write(self, path: Path, data: object, offset: int) -> None:
+            assert isinstance(data, np.ndarray)
+            written.append(data)
+
+    case.storage.write(Keeping({}), 0, (rows,))
+    assert len(written) == 1
+    assert np.shares_memory(written[0], rows)
 
 
 # --- threads
