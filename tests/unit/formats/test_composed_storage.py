@@ -146,5 +146,5 @@ def test_scale_that_would_be_no_number_is_refused(tmp_path: Path, scale: int) ->
 
 def test_scale_that_cannot_be_stored_smaller_is_refused(tmp_path: Path) -> None:
     storage = offset_scales(tmp_path).storage
-    with pytest.raises(UnsupportedError, match="cannot be stored 2 smaller.*found 1"):
+    with pytest.raises(UnsupportedError, match=r"cannot be stored 2 smaller.*found 1"):
         storage.write(Memory({}), 0, (np.zeros((1, 4), "u1"), np.array([[1]], "u1")))
