@@ -54,7 +54,7 @@ def _rebuilt(arrays: Arrays, rename: Callable[[str, str, str, str, NDArray[Any]]
     rebuilt: Arrays = {}
     for name, (dtype, array) in arrays.items():
         match = _EXPERTS.fullmatch(name)
-        rebuilt |= {name: (dtype, array)} if match is None else rename(*match.groups(), dtype, array)
+        rebuilt |= {name: (dtype, array)} if match is None else rename(match[1], match[2], match[3], dtype, array)
     return rebuilt
 
 

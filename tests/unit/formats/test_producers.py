@@ -33,6 +33,7 @@ from tests.support.foreign_layouts import (
     write_folder,
 )
 
+GOLDEN = Path(__file__).resolve().parents[2] / "data/golden"
 SHAPE = Shape(layers=2, experts=3, experts_per_token=2, vocab=64)
 EXPERTS = "model.layers.0.mlp.experts."
 GATE_UP = EXPERTS + "gate_up_proj"
@@ -165,6 +166,18 @@ def test_layers_may_differ_in_encoding_and_layout(tmp_path: Path, published: Che
         tensor = checkpoint.tensors[name]
         assert (tensor.encoding.decode(tensor.read(0, tensor.rows)) == 1).all()
     assert [checkpoint.tensors[name].encoding.name for name in (q_proj, k_proj)] == ["f16", "f32"]
+
+
+def test_weights_that_compressed_tensors_packed_mean_what_it_unpacks(tmp_path: Path) -> None:
+    with np.load(GOLDEN / "compressed-tensors-mxfp4.npz") as golden:
+        packed, scales, values = golden["weight_packed"], golden["weight_scale"], golden["values"]
+    arrays = compressed_tensors(model_arrays(SHAPE))
+    arrays |= {
+        EXPERTS + "1.down_proj.weight_packed": ("U8", packed),
+        EXPERTS + "1.down_proj.weight_scale": ("U8", scales),
+    }
+    tensor = read(write_folder(tmp_path, SHAPE, arrays, quantization=COMPRESSED_TENSORS)).tensors[DOWN]
+    np.testing.assert_array_equal(tensor.encoding.decode(tensor.read(64, 128)), values)
 
 
 # --- transformers
