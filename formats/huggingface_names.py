@@ -55,7 +55,7 @@ class Piece:
     half: Half | None = None
 
 
-_PLACE = r"(?P<place>model\.layers\.[0-9]+\.mlp\.experts)"
+_PLACE = r"(?P<place>.*\.mlp\.experts)"
 _FUSED = r"(?P<matrix>gate_up_proj|down_proj)"
 _ANY = r"(?P<matrix>gate_up_proj|gate_proj|up_proj|down_proj)"
 _PART = r"(?P<part>weight|weight_packed|weight_scale|scales|bias)"

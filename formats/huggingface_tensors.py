@@ -110,10 +110,10 @@ def _remarks(groups: Sequence[_Group], quantization: Quantization) -> tuple[str,
             "gate_proj and up_proj are taken to be what their names say; if llm-compressor 0.12 or 0.13 wrote this "
             "folder, each holds a mixture of both, which cannot be seen"
         )
-    if left_out := [group for group in groups if group.layout is Layout.LEFT_OUT]:
+    if left_out := [group.name for group in groups if group.layout is Layout.LEFT_OUT]:
         remarks.append(
-            f"{len(left_out)} tensors are left out, such as {left_out[0].name}: scales of activations or of the KV "
-            "cache are no weights"
+            f"{len(left_out)} tensors are left out, such as {left_out[0][:_LONGEST_NAME]}: "
+            "scales of activations or of the KV cache are no weights"
         )
     return (*quantization.remarks, *remarks)
 
@@ -164,6 +164,10 @@ def _slots(group: _Group) -> dict[_Slot, _Parts]:
     return slots
 
 
+_LONGEST_NAME = 200
+"""Characters of a tensor's name in a remark: a stranger chose it."""
+_PACKED_NAMES = (".weight", ".weight_packed")
+"""How names of tensors end that may hold codes."""
 _LONGEST_NUMBER = 10
 """Digits of an expert's number: no count has more."""
 
@@ -214,7 +218,8 @@ def _numbers(group: _Group, parts: _Parts, quantization: Quantization) -> Tensor
     if numbers is None:
         stored = parts[Part.SCALES]
         raise InputError("scales without weight", file=stored.file.path, tensor=stored.name)
-    if scales is None and not (numbers.dtype in PACKED_DTYPES and len(numbers.shape) > 1):
+    is_packed = numbers.dtype in PACKED_DTYPES and numbers.name.endswith(_PACKED_NAMES) and len(numbers.shape) > 1
+    if scales is None and not is_packed:
         return plain_tensor(group.name, numbers)
     tensor = packed_mxfp4_tensor(group.name, numbers, scales)
     if not quantization.scale_offset:

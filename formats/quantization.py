@@ -70,7 +70,7 @@ def read_quantization(raw: Mapping[str, Any], path: Path) -> Quantization:
         return _mlx(stated, path)
     reader = _READERS.get(method if isinstance(method, str) else "") if method is not None else _mxfp4
     if reader is None:
-        raise _unreadable(path, repr(method), _WAYS_OUT.get(str(method), _WAY_OUT))
+        raise _unreadable(path, str(method), _WAYS_OUT.get(str(method), _WAY_OUT))
     return reader(stated, path)
 
 
@@ -169,18 +169,17 @@ def _compressed_tensors(stated: Mapping[str, Any], path: Path) -> Quantization:
             hint='set "version" in quantization_config: "0.13.0" for 125, "0.14.0" for 127',
         )
     rows = _at(_GATE_UP_ROWS, version)
+    plain = ".".join(map(str, version or ()))
     remarks = []
     if any(group.input_activations or group.output_activations for group in fields.config_groups.values()):
         remarks.append(_LEFT_OUT.format("activations"))
     if fields.kv_cache_scheme:
         remarks.append(_LEFT_OUT.format("the KV cache"))
     if offset:
-        remarks.append(
-            f"scales are stored {offset} too small (compressed-tensors {fields.version}); they are read right"
-        )
+        remarks.append(f"scales are stored {offset} too small (compressed-tensors {plain}); they are read right")
     if rows is GateUpRows.HALVES:
         remarks.append(
-            f"gate_proj and up_proj of compressed-tensors {fields.version} are taken as the first and the second "
+            f"gate_proj and up_proj of compressed-tensors {plain} are taken as the first and the second "
             "half of the alternating rows, as llm-compressor 0.12 and 0.13 cut them"
         )
     return Quantization("compressed-tensors", offset, rows, _GATE_UP_HINT, tuple(remarks))

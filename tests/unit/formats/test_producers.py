@@ -201,6 +201,12 @@ def test_dequantised_experts_of_transformers_are_read(save_original_format: bool
     assert ["2 tensors named *_blocks" in remark for remark in checkpoint.remarks] == [True] * save_original_format
 
 
+def test_name_in_a_remark_has_a_bounded_length(tmp_path: Path) -> None:
+    arrays = model_arrays(SHAPE) | {"x" * 5000 + ".input_scale": ("F32", np.ones((), "<f4"))}
+    (remark,) = read(write_folder(tmp_path, SHAPE, arrays)).remarks
+    assert len(remark) < 400
+
+
 def test_remarks_are_among_the_notes_of_a_conversion(tmp_path: Path) -> None:
     shape = Shape(layers=1, experts=2, experts_per_token=2)
     make_checkpoint(tmp_path, shape, experts="bf16")

@@ -107,10 +107,10 @@ def test_what_is_left_out_or_assumed_is_said(quantization: dict[str, Any], remar
 @pytest.mark.parametrize(
     ("quantization", "found"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "'gptq'"),
-        ({"quant_method": "awq"}, "'awq'"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "'bitsandbytes'"),
-        ({"quant_method": "fp8"}, "'fp8'"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "awq"}, "awq"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "fp8"}, "fp8"),
         ({"quant_method": ["mxfp4"]}, r"\['mxfp4'\]"),
         (compressed(format="nvfp4-pack-quantized"), "compressed-tensors with format nvfp4-pack-quantized"),
         (compressed(format="pack-quantized"), "format pack-quantized"),
