@@ -54,6 +54,11 @@ class _Group:
         return self.members[0][0].half is not None
 
     @property
+    def nested(self) -> bool:
+        """Whether the names alone say that `gate_proj` holds the even rows."""
+        return all(piece.nested for piece, _ in self.members)
+
+    @property
     def is_bias(self) -> bool:
         """Whether a row, and not a matrix, belongs to an expert."""
         return self.name.endswith("_bias")
@@ -104,7 +109,7 @@ def _remarks(groups: Sequence[_Group], quantization: Quantization) -> tuple[str,
             f"{len(misnamed)} tensors named *_blocks are dequantised experts, which transformers saves under the "
             "wrong name: they are read right here, but transformers would load random experts from this folder"
         )
-    apart = [group for group in groups if group.halved and group.layout is Layout.PER_EXPERT]
+    apart = [group for group in groups if group.halved and group.layout is Layout.PER_EXPERT and not group.nested]
     if apart and quantization.method in ("none", "mxfp4"):
         remarks.append(
             "gate_proj and up_proj are taken to be what their names say; if llm-compressor 0.12 or 0.13 wrote this "
@@ -269,8 +274,8 @@ def _whole(group: _Group, tensors: Sequence[Tensor]) -> Tensor:
 
 def _joined(group: _Group, slots: Mapping[_Slot, _Parts], quantization: Quantization) -> Tensor:
     """Return `gate_up_proj`, or its bias, of gate and up that lie apart."""
-    rule = quantization.gate_up
-    _require_known(group, quantization)
+    rule = GateUpRows.ALTERNATING if group.nested else quantization.gate_up
+    _require_known(group, rule, quantization)
     _require_pairs(group, slots)
     gates, ups = (
         [_numbers(group, slots[slot], quantization) for slot in sorted(slots, key=_order) if slot[1] is half]
@@ -293,11 +298,11 @@ def _joined(group: _Group, slots: Mapping[_Slot, _Parts], quantization: Quantiza
     return Tensor(group.name, shape, gate.encoding, storage)
 
 
-def _require_known(group: _Group, quantization: Quantization) -> None:
+def _require_known(group: _Group, rule: GateUpRows | None, quantization: Quantization) -> None:
     """Require that it is known which rows gate and up are; only tensors per expert were ever cut in the middle."""
-    if quantization.gate_up is GateUpRows.ALTERNATING:
+    if rule is GateUpRows.ALTERNATING:
         return
-    if quantization.gate_up is None or group.layout is not Layout.PER_EXPERT:
+    if rule is None or group.layout is not Layout.PER_EXPERT:
         raise UnsupportedError(
             "it cannot be told which rows gate_proj and up_proj hold",
             file=group.stored.file.path,

@@ -1,8 +1,9 @@
 """What `quantization_config` says about how the weights of a Hugging Face folder lie.
 
 Sources: `Mxfp4Config` of transformers 5.23; compressed-tensors 0.13.0, 0.14.0 and 0.20.0 (`compressors/mxfp4`); the
-llm-compressor releases 0.9 to 0.14; AMD Quark 0.13 (`torch/export`, `torch/utils/pack.py`); mlx-lm (`quantization`
-of config.json). Only weights count here: how a runtime should quantise activations or its cache is left out.
+llm-compressor releases 0.9 to 0.14; auto-round 0.16.1 (`export`, `modeling/fused_moe/gpt_oss.py`); AMD Quark 0.13
+(`torch/export`, `torch/utils/pack.py`); mlx-lm (`quantization` of config.json).
+Only weights count here: how a runtime should quantise activations or its cache is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import msgspec
 from gptoss_convert.errors import InputError, UnsupportedError
 from gptoss_convert.formats.config_fields import convert_config
 
-READABLE = "mxfp4, or MXFP4 weights of compressed-tensors, quark, modelopt or MLX"
+READABLE = "mxfp4, or MXFP4 weights of compressed-tensors, auto-round, quark, modelopt or MLX"
 
 
 class GateUpRows(enum.Enum):
@@ -111,7 +112,8 @@ _GATE_UP_ROWS: Sequence[tuple[_Version, GateUpRows | None]] = (
 
 llm-compressor 0.10 and 0.11 (with 0.14.0 and 0.16.0) split even and odd rows; 0.12 and 0.13 (with 0.17.1 and
 0.18.0) cut the alternating rows in the middle; 0.14 (with 0.19.0) splits even and odd rows again. Development
-versions in between went either way, and 0.9 (with 0.13.0) did not split.
+versions in between went either way, and 0.9 (with 0.13.0) did not split. auto-round writes this format with code of
+its own, which always split even and odd rows and gave scales a bias of 127; it states `provider` and no version.
 """
 
 
@@ -134,6 +136,7 @@ class _CompressedTensors(msgspec.Struct):
     format: str
     config_groups: dict[str, _Group]
     version: str | None = None
+    provider: str | None = None
     kv_cache_scheme: dict[str, Any] | None = None
     transform_config: dict[str, Any] | None = None
 
@@ -159,7 +162,8 @@ def _compressed_tensors(stated: Mapping[str, Any], path: Path) -> Quantization:
     if fields.transform_config:
         raise _unreadable(path, "compressed-tensors with transform_config: weights are rotated")
     version = _version(fields.version)
-    offset = _at(_SCALE_OFFSETS, version)
+    by_auto_round = fields.provider == "auto-round"
+    offset = 0 if by_auto_round else _at(_SCALE_OFFSETS, version)
     if offset is None:
         raise InputError(
             "quantization_config leaves open whether scales have a bias of 125 or 127",
@@ -168,7 +172,7 @@ def _compressed_tensors(stated: Mapping[str, Any], path: Path) -> Quantization:
             expected="0.13.0, or at least 0.14.0",
             hint='set "version" in quantization_config: "0.13.0" for 125, "0.14.0" for 127',
         )
-    rows = _at(_GATE_UP_ROWS, version)
+    rows = GateUpRows.ALTERNATING if by_auto_round else _at(_GATE_UP_ROWS, version)
     plain = ".".join(map(str, version or ()))
     remarks = []
     if any(group.input_activations or group.output_activations for group in fields.config_groups.values()):
@@ -204,6 +208,33 @@ def _at(since: Sequence[tuple[_Version, _Meaning | None]], version: _Version | N
         if version is not None and version >= first:
             meaning = then
     return meaning
+
+
+# --- auto-round
+
+
+class _AutoRound(msgspec.Struct):
+    data_type: str
+    bits: int
+    group_size: int
+    sym: bool = True
+    act_bits: int = 16
+    rotation_config: Any = None
+    spinquant_config: Any = None
+
+
+def _auto_round(stated: Mapping[str, Any], path: Path) -> Quantization:
+    """Return the facts of auto-round's own format; layers that differ are told by the dtypes of their tensors."""
+    fields = convert_config(stated, _AutoRound, path)
+    if not fields.data_type.startswith("mx_fp") or (fields.bits, fields.group_size, fields.sym) != (4, 32, True):
+        raise _unreadable(
+            path,
+            f"auto-round with data_type {fields.data_type}, {fields.bits} bits in groups of {fields.group_size}",
+        )
+    if fields.rotation_config or fields.spinquant_config:
+        raise _unreadable(path, "auto-round with rotated weights")
+    remarks = (_LEFT_OUT.format("activations"),) if fields.act_bits < 16 else ()
+    return Quantization("auto-round", remarks=remarks)
 
 
 # --- AMD Quark
@@ -315,6 +346,7 @@ def _exceptions(stated: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 _READERS: dict[str, Callable[[Mapping[str, Any], Path], Quantization]] = {
     "mxfp4": _mxfp4,
     "compressed-tensors": _compressed_tensors,
+    "auto-round": _auto_round,
     "quark": _quark,
     "modelopt": _modelopt,
 }

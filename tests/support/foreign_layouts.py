@@ -122,6 +122,22 @@ def compressed_tensors(arrays: Arrays, *, rows: Literal["alternating", "halves"]
     return split_experts(arrays, COMPRESSED_PARTS, rows=rows)
 
 
+def nested_experts(arrays: Arrays) -> Arrays:
+    """`experts.experts.<e>.gate_proj.weight_packed`, as llm-compressor 0.10 and 0.11 name them."""
+    return {
+        re.sub(r"\.experts\.(\d+)\.", r".experts.experts.\1.", name): kept
+        for name, kept in compressed_tensors(arrays).items()
+    }
+
+
+def quark_quantizers(arrays: Arrays) -> Arrays:
+    """As `quark`, with scales named after the quantizers that made them, as Quark 0.11 may save them."""
+    return {
+        re.sub(r"\.(weight|input|output)_scale$", r".\1_quantizer.scale", name): kept
+        for name, kept in quark(arrays).items()
+    }
+
+
 def quark(arrays: Arrays) -> Arrays:
     """`experts.<e>.gate_up_proj.weight` with `.weight_scale`, and scalars for activations and the KV cache."""
     one = ("F32", np.ones((), "<f4"))
@@ -170,6 +186,23 @@ COMPRESSED_TENSORS: dict[str, Any] = {
     "transform_config": {},
 }  # fmt: skip
 """As compressed-tensors 0.20.0 writes it for the scheme MXFP4A16."""
+
+COMPRESSED_BY_AUTO_ROUND: dict[str, Any] = {
+    **{key: value for key, value in COMPRESSED_TENSORS.items() if key != "version"},
+    "provider": "auto-round",
+}
+"""As auto-round 0.16.1 writes it for the format llm_compressor."""
+
+AUTO_ROUND: dict[str, Any] = {
+    "quant_method": "auto-round",
+    "packing_format": "auto_round:llm_compressor",
+    "bits": 4,
+    "group_size": 32,
+    "sym": True,
+    "data_type": "mx_fp",
+    "iters": 0,
+    "autoround_version": "0.16.1",
+}
 
 QUARK: dict[str, Any] = {
     "quant_method": "quark",

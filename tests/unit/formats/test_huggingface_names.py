@@ -27,6 +27,18 @@ GATE_UP, DOWN = EXPERTS + "gate_up_proj", EXPERTS + "down_proj"
             EXPERTS + "0.gate_proj.bias",
             Piece(GATE_UP + "_bias", Layout.PER_EXPERT, Part.NUMBERS, "0", Half.GATE),
         ),
+        (
+            EXPERTS + "experts.0.gate_proj.weight_packed",
+            Piece(GATE_UP, Layout.PER_EXPERT, Part.NUMBERS, "0", Half.GATE, nested=True),
+        ),
+        (
+            EXPERTS + "0.down_proj.weight_quantizer.scale",
+            Piece(DOWN, Layout.PER_EXPERT, Part.SCALES, "0"),
+        ),
+        (
+            "model.layers.7.self_attn.k_proj.output_quantizer.scale",
+            Piece("model.layers.7.self_attn.k_proj.output_quantizer.scale", Layout.LEFT_OUT),
+        ),
         (EXPERTS + "gate_up_projs.3.weight", Piece(GATE_UP, Layout.PER_EXPERT, expert="3")),
         (EXPERTS + "down_projs.3.bias", Piece(DOWN + "_bias", Layout.PER_EXPERT, expert="3")),
         (EXPERTS + "gate_proj.scales", Piece(GATE_UP, Layout.WHOLE, Part.SCALES, None, Half.GATE)),

@@ -16,6 +16,8 @@ from gptoss_convert.formats.huggingface import read
 from tests.support.checkpoints import Shape, write_huggingface
 from tests.support.conversions import make_checkpoint, to_gguf
 from tests.support.foreign_layouts import (
+    AUTO_ROUND,
+    COMPRESSED_BY_AUTO_ROUND,
     COMPRESSED_PARTS,
     COMPRESSED_TENSORS,
     MLX,
@@ -26,8 +28,10 @@ from tests.support.foreign_layouts import (
     compressed_tensors,
     mlx,
     model_arrays,
+    nested_experts,
     per_expert,
     quark,
+    quark_quantizers,
     split_experts,
     unsloth,
     write_folder,
@@ -78,12 +82,18 @@ def problems(checkpoint: Checkpoint) -> list[str]:
 PACKED: dict[str, tuple[Callable[[Arrays], Arrays], dict[str, Any], str | None]] = {
     "compressed-tensors 0.20.0": (compressed_tensors, COMPRESSED_TENSORS, None),
     "compressed-tensors 0.16.0": (compressed_tensors, COMPRESSED_TENSORS | {"version": "0.16.0"}, None),
+    "llm-compressor 0.11": (nested_experts, COMPRESSED_TENSORS | {"version": "0.16.0"}, None),
+    "llm-compressor before 0.12": (nested_experts, COMPRESSED_TENSORS | {"version": "0.16.1.a20260608"}, None),
+    "auto-round, llm_compressor": (compressed_tensors, COMPRESSED_BY_AUTO_ROUND, None),
+    "auto-round": (compressed_tensors, AUTO_ROUND, None),
+    "auto-round with activations": (compressed_tensors, AUTO_ROUND | {"act_bits": 4}, "how activations"),
     "compressed-tensors 0.18.0": (
         lambda arrays: compressed_tensors(arrays, rows="halves"),
         COMPRESSED_TENSORS | {"version": "0.18.0"},
         "first and the second half",
     ),
     "quark": (quark, QUARK, "scales of activations"),
+    "quark, named after quantizers": (quark_quantizers, QUARK, "scales of activations"),
     "modelopt": (lambda arrays: arrays, MODELOPT, None),
     "mlx": (mlx, MLX, None),
 }
@@ -105,6 +115,14 @@ def test_dense_experts_of_other_tools_are_read_byte_by_byte(
     checkpoint = read(write_folder(tmp_path, SHAPE, layout(model_arrays(SHAPE, experts="bf16"))))
     assert_same(checkpoint, dense)
     assert bool(checkpoint.remarks) is (layout is split_experts)
+
+
+def test_dense_experts_of_llm_compressor_0_11_leave_no_doubt(tmp_path: Path, dense: Checkpoint) -> None:
+    arrays = split_experts(model_arrays(SHAPE, experts="bf16"))
+    arrays = {re.sub(r"\.experts\.(\d)", r".experts.experts.\1", name): array for name, array in arrays.items()}
+    checkpoint = read(write_folder(tmp_path, SHAPE, arrays))
+    assert_same(checkpoint, dense)
+    assert checkpoint.remarks == ()
 
 
 def test_mlx_may_state_its_quantization_under_its_own_key(tmp_path: Path, published: Checkpoint) -> None:

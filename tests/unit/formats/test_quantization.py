@@ -7,7 +7,14 @@ import pytest
 
 from gptoss_convert.errors import InputError, UnsupportedError
 from gptoss_convert.formats.quantization import NONE, GateUpRows, read_quantization
-from tests.support.foreign_layouts import COMPRESSED_TENSORS, MLX, MODELOPT, QUARK
+from tests.support.foreign_layouts import (
+    AUTO_ROUND,
+    COMPRESSED_BY_AUTO_ROUND,
+    COMPRESSED_TENSORS,
+    MLX,
+    MODELOPT,
+    QUARK,
+)
 
 PATH = Path("config.json")
 GROUP: dict[str, Any] = COMPRESSED_TENSORS["config_groups"]["group_0"]
@@ -45,6 +52,9 @@ def test_no_statement_means_what_the_tensors_say() -> None:
         ({}, "mxfp4"),
         (COMPRESSED_TENSORS, "compressed-tensors"),
         (compressed(format="mixed-precision", group_format="mxfp4-pack-quantized"), "compressed-tensors"),
+        (COMPRESSED_BY_AUTO_ROUND, "compressed-tensors"),
+        (AUTO_ROUND, "auto-round"),
+        (AUTO_ROUND | {"data_type": "mx_fp4", "extra_config": {"lm_head": {"bits": 16}}}, "auto-round"),
         (QUARK, "quark"),
         (QUARK | {"layer_quant_config": {"*k_proj": QUARK_LAYER, "*q_proj": {"weight": None}}}, "quark"),
         (MODELOPT, "modelopt"),
@@ -78,6 +88,12 @@ def test_version_of_compressed_tensors_tells_scales_and_rows(
 ) -> None:
     quantization = stated(COMPRESSED_TENSORS | {"version": version})
     assert (quantization.scale_offset, quantization.gate_up) == (offset, rows)
+
+
+@pytest.mark.parametrize("version", [None, "0.13.0", "0.18.0", "0.20.0"])
+def test_auto_round_splits_rows_and_biases_scales_in_the_same_way_beside_any_version(version: str | None) -> None:
+    quantization = stated(COMPRESSED_BY_AUTO_ROUND | {"version": version})
+    assert (quantization.scale_offset, quantization.gate_up) == (0, GateUpRows.ALTERNATING)
 
 
 @pytest.mark.parametrize("version", [None, "", "0.12.2", "0.13.1.a20260110", "next", "0.20", "99999.0.0"])
@@ -122,6 +138,11 @@ def test_what_is_left_out_or_assumed_is_said(quantization: dict[str, Any], remar
         (weights(symmetric=False), "'symmetric': False"),
         (weights(scale_dtype="torch.float8_e4m3fn"), "scales of torch.float8_e4m3fn"),
         (compressed(transform_config={"config_groups": {"R1": {}}}), "weights are rotated"),
+        (AUTO_ROUND | {"data_type": "int"}, "auto-round with data_type int, 4 bits in groups of 32"),
+        (AUTO_ROUND | {"data_type": "nv_fp", "group_size": 16}, "data_type nv_fp, 4 bits in groups of 16"),
+        (AUTO_ROUND | {"bits": 8}, "data_type mx_fp, 8 bits"),
+        (AUTO_ROUND | {"rotation_config": {"block_size": 32}}, "auto-round with rotated weights"),
+        (AUTO_ROUND | {"spinquant_config": {"R1": True}}, "auto-round with rotated weights"),
         (quark(dtype="mx", mx_element_dtype="fp4"), "blocks of 17 bytes"),
         (quark(dtype="fp8_e4m3"), "dtype fp8_e4m3"),
         (quark(group_size=16), "group_size 16"),
@@ -152,6 +173,8 @@ def test_other_quantization_is_refused_with_what_was_found_and_what_can_be_done(
         {"quant_method": "compressed-tensors"},
         compressed(config_groups=[]),
         weights(num_bits="4"),
+        {"quant_method": "auto-round"},
+        AUTO_ROUND | {"bits": "4"},
         {"quant_method": "quark"},
         QUARK | {"global_quant_config": {"weight": 4}},
         MODELOPT | {"quant_algo": 4},
