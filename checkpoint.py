@@ -265,6 +265,8 @@ class Checkpoint:
     """What only this format says, for people to read."""
     problems: tuple[GptossConvertError, ...]
     """What is wrong with it; empty for a sound checkpoint."""
+    remarks: tuple[str, ...] = ()
+    """What its owner should know although nothing is wrong: what was repaired, assumed or left out."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -289,6 +291,7 @@ def assemble_checkpoint(
     tokenizer: TokenizerSource | None,
     describe: Callable[[], Description],
     details: Mapping[str, str] | None = None,
+    remarks: tuple[str, ...] = (),
 ) -> Checkpoint:
     """Return a checkpoint from what a format has read: checked against the inventory, in canonical order.
 
@@ -305,6 +308,7 @@ def assemble_checkpoint(
         describe=describe,
         details=details or {},
         problems=tuple(problems),
+        remarks=remarks,
     )
 
 
@@ -333,6 +337,12 @@ def collect_tensors(stored: Iterable[_Stored], canonical: Callable[[_Stored], It
     return Collected(tensors, tuple(problems))
 
 
+_UNTIED = (
+    "gpt-oss does not share it with the embedding; "
+    "a folder whose model does needs tie_word_embeddings true in config.json"
+)
+
+
 def check_tensors(config: ModelConfig, found: Mapping[str, Tensor], place: Path) -> list[GptossConvertError]:
     """Compare the tensors of a file or folder with the inventory of its configuration.
 
@@ -349,7 +359,9 @@ def check_tensors(config: ModelConfig, found: Mapping[str, Tensor], place: Path)
     for name, spec in expected.items():
         tensor = found.get(name)
         if tensor is None:
-            problems.append(InputError("tensor is missing", file=place, tensor=name, expected=list(spec.shape)))
+            hint = _UNTIED if spec.role is Role.UNEMBEDDING else None
+            missing = InputError("tensor is missing", file=place, tensor=name, expected=list(spec.shape), hint=hint)
+            problems.append(missing)
         elif tensor.shape != spec.shape:
             problems.append(
                 InputError(

@@ -285,6 +285,8 @@ def print_inspection(inspection: Inspection) -> None:
         human_bytes(inspection.nbytes),
     )  # fmt: skip
     console.print(table)
+    for remark in inspection.remarks:
+        console.print(printable(f"remark: {remark}"))
     for problem in inspection.problems:
         console.print(f"problem: {problem}", style="red")
     if not inspection.problems:

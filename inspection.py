@@ -63,6 +63,8 @@ class Inspection:
     description: Description | None
     details: Mapping[str, str]
     problems: tuple[GptossConvertError, ...]
+    remarks: tuple[str, ...] = ()
+    """What was repaired, assumed or left out in reading."""
     hash: CheckpointHash | None = None
     """None unless it was asked for: all tensor data must be read for it."""
 
@@ -106,6 +108,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         description=description,
         details=checkpoint.details,
         problems=tuple(problems),
+        remarks=checkpoint.remarks,
     )
 
 

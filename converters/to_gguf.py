@@ -236,7 +236,7 @@ def _planned_files(layout: GgufLayout, choices: Sequence[_Choice]) -> tuple[Plan
 def _notes(
     checkpoint: Checkpoint, tokenizer: TokenizerSource, description: Description, choices: Sequence[_Choice]
 ) -> tuple[str, ...]:
-    notes = []
+    notes = [f"source: {remark}" for remark in checkpoint.remarks]
     if tokenizer.path.parent.resolve() != checkpoint.path.resolve() and tokenizer.path != checkpoint.path:
         notes.append(f"tokenizer: {tokenizer.path}")
     if not (description.license or description.license_name):

@@ -1,15 +1,15 @@
-"""The layout of Hugging Face gpt-oss repositories, with experts in MXFP4 or in BF16.
+"""Hugging Face folders: a gpt-oss config.json beside safetensors files, whichever tool wrote them.
 
-Source: openai/gpt-oss-20b at 6cee5e81 and `transformers/models/gpt_oss`. MXFP4 experts lie as two U8 tensors,
-`*_blocks` `[experts, out, in / 32, 16]` and `*_scales` `[experts, out, in / 32]`, in any shards. BF16 (F16, F32)
-experts lie as one tensor `[experts, in, out]`, transposed against the canonical orientation.
+Source: openai/gpt-oss-20b at 6cee5e81 and `transformers/models/gpt_oss`. Published MXFP4 experts lie as two U8
+tensors, `*_blocks` `[experts, out, in / 32, 16]` and `*_scales` `[experts, out, in / 32]`, in any shards. BF16
+(F16, F32) experts lie as one tensor `[experts, in, out]`, transposed against the canonical orientation. What other
+tools name and lay out differently is in `huggingface_names` and `quantization`, and for people in docs/sources.md.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,19 @@ from gptoss_convert.checkpoint import (
     FULL,
     SLIDING,
     Checkpoint,
+    Collected,
     ModelConfig,
-    Tensor,
     YarnRope,
     alternating_layers,
     assemble_checkpoint,
-    collect_tensors,
     parameter_count,
 )
 from gptoss_convert.errors import InputError, UnsupportedError
 from gptoss_convert.formats.config_fields import Count, LayerCount, Positive, convert_config
+from gptoss_convert.formats.huggingface_tensors import read_tensors
 from gptoss_convert.formats.model_card import describer
-from gptoss_convert.formats.safetensors import INDEX_NAME, SINGLE_NAME, StoredTensor, read_folder
-from gptoss_convert.formats.safetensors_tensors import mxfp4_tensor, plain_tensor, transposed_experts
+from gptoss_convert.formats.quantization import read_quantization
+from gptoss_convert.formats.safetensors import INDEX_NAME, SINGLE_NAME, read_folder
 from gptoss_convert.formats.tokenizer_json import find_tokenizer
 
 SWIGLU_ALPHA = 1.702
@@ -41,7 +41,7 @@ SWIGLU_ALPHA = 1.702
 NAME = "huggingface"
 TITLE = "Hugging Face safetensors"
 
-_EXPERT_MATRIX = re.compile(r"(?P<base>.*\.mlp\.experts\.(?:gate_up|down)_proj)(?:_(?P<part>blocks|scales))?")
+_EMBEDDING, _UNEMBEDDING = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class _Rope(msgspec.Struct):
@@ -102,18 +102,47 @@ def read(path: Path) -> Checkpoint:
     """
     raw = read_json_object(path / CONFIG)
     config = parse_config(raw, path / CONFIG)
-    stored = read_folder(path)
+    quantization = read_quantization(raw, path / CONFIG)
+    collected, remarks = read_tensors(read_folder(path), config, quantization)
+    if raw.get("tie_word_embeddings"):
+        collected, remark = _untied(collected, path / CONFIG)
+        remarks += remark
     assets = Assets(path)
     return assemble_checkpoint(
         path,
         NAME,
         config,
-        collect_tensors(stored.values(), partial(canonical_tensors, stored)),
+        collected,
         tensor_place=path / INDEX_NAME if (path / INDEX_NAME).exists() else path / SINGLE_NAME,
         assets=assets,
         tokenizer=find_tokenizer(assets, raw),
         describe=describer(assets, raw, parameter_count(config)),
+        remarks=remarks,
     )
+
+
+def _untied(collected: Collected, config: Path) -> tuple[Collected, tuple[str, ...]]:
+    """Return the tensors of a model whose configuration says that embedding and lm_head are one.
+
+    gpt-oss has both, and every other format needs both. Somebody who tied them on purpose (to train a small model,
+    for instance) expects the function that transformers computes: logits by the embedding. So lm_head is read from
+    the embedding's bytes, which computes just that. If the file has an lm_head all the same, two answers are
+    possible: some runtimes tie, others use it. Only its owner knows, so that is a problem for them to decide.
+    """
+    if _UNEMBEDDING in collected.tensors:
+        problem = UnsupportedError(
+            "configuration says that lm_head is the embedding, but there is an lm_head.weight",
+            file=config,
+            found="tie_word_embeddings true",
+            hint="set tie_word_embeddings to false to use it; remove the tensor to use the embedding",
+        )
+        return replace(collected, problems=(*collected.problems, problem)), ()
+    if _EMBEDDING not in collected.tensors:
+        return collected, ()
+    shared = replace(collected.tensors[_EMBEDDING], name=_UNEMBEDDING)
+    tensors = {**collected.tensors, _UNEMBEDDING: shared}
+    remark = "lm_head.weight is absent and tie_word_embeddings is true: it is read from the embedding's bytes"
+    return replace(collected, tensors=tensors), (remark,)
 
 
 def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
@@ -121,7 +150,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
 
     Raises:
         InputError: a field is missing, of the wrong type, or contradicts another.
-        UnsupportedError: the model is not a gpt-oss, or quantised by another method than MXFP4.
+        UnsupportedError: the model is not a gpt-oss.
     """
     model_type = raw.get("model_type")
     if model_type != "gpt_oss":
@@ -181,31 +210,10 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
 
 def _check_variant(fields: _Config, path: Path) -> None:
     """Refuse what the gpt-oss architecture does not have."""
-    method = (fields.quantization_config or {}).get("quant_method", "mxfp4")
     for name, found, expected in (
-        ("quantization method", method, "mxfp4"),
-        ("tie_word_embeddings", fields.tie_word_embeddings, False),
         ("attention_bias", fields.attention_bias, True),
         ("hidden_act", fields.hidden_act, "silu"),
         ("swiglu_alpha", fields.swiglu_alpha, SWIGLU_ALPHA),
     ):
         if found != expected:
             raise UnsupportedError(f"{name} is not that of gpt-oss", file=path, found=found, expected=expected)
-
-
-def canonical_tensors(stored: Mapping[str, StoredTensor], tensor: StoredTensor) -> Iterator[Tensor]:
-    """Yield the canonical tensor that begins with `tensor`, one of `stored`: none for the scales of MXFP4 blocks.
-
-    Raises:
-        InputError: the tensor, or the other part that it needs, is missing or malformed.
-    """
-    expert = _EXPERT_MATRIX.fullmatch(tensor.name)
-    if expert is None:
-        yield plain_tensor(tensor.name, tensor)
-    elif expert["part"] is None:
-        yield transposed_experts(tensor.name, tensor)
-    elif expert["part"] == "blocks":
-        base = expert["base"]
-        yield mxfp4_tensor(base, tensor, stored.get(f"{base}_scales"))
-    elif f"{expert['base']}_blocks" not in stored:
-        raise InputError("scales without blocks", file=tensor.file.path, tensor=tensor.name)

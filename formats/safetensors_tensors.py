@@ -10,8 +10,12 @@ from gptoss_convert.errors import InputError
 from gptoss_convert.formats.safetensors import StoredTensor
 from gptoss_convert.formats.storage import PartsStorage, StoredArray, TransposedStorage
 
-_PLAIN_DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+FLOAT_DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _MXFP4 = ENCODINGS["mxfp4"]
+_BLOCK_BYTES = 16
+PACKED_DTYPES = {"U8": 16, "U32": 4}
+"""Items of a packed block by dtype."""
+_SCALE_DTYPES = ("U8", "F8_E8M0")
 
 
 def narrowed(stored: StoredTensor, first: int, count: int) -> StoredTensor:
@@ -37,7 +41,7 @@ def plain_tensor(name: str, stored: StoredTensor) -> Tensor:
 
 
 def _float_encoding(stored: StoredTensor) -> Encoding:
-    name = _PLAIN_DTYPES.get(stored.dtype)
+    name = FLOAT_DTYPES.get(stored.dtype)
     if name is None:
         raise InputError(
             "tensor has an unexpected dtype",
@@ -94,12 +98,63 @@ def mxfp4_tensor(name: str, blocks: StoredTensor, scales: StoredTensor | None) -
             found=list(scales.shape),
             expected=list(blocks.shape[:-1]),
         )
-    experts, rows, per_row, _ = blocks.shape
+    return _mxfp4(name, blocks, scales)
+
+
+def packed_mxfp4_tensor(name: str, codes: StoredTensor, scales: StoredTensor | None) -> Tensor:
+    """Return the MXFP4 tensor whose codes are not cut into blocks.
+
+    `codes` are U8 `[..., in / 2]` or U32 `[..., in / 8]` (four bytes each, the first one lowest), `scales` U8 or
+    F8_E8M0 `[..., in / 32]`. The bytes are those of `mxfp4_tensor`.
+
+    Raises:
+        InputError: a part is missing, or the two do not fit each other.
+    """
+    if scales is None:
+        raise InputError("weight without scales", file=codes.file.path, tensor=codes.name)
+    if codes.dtype not in PACKED_DTYPES:
+        raise InputError(
+            "weight with scales is not packed codes",
+            file=codes.file.path,
+            tensor=codes.name,
+            found=codes.dtype,
+            expected=" or ".join(PACKED_DTYPES),
+        )
+    if scales.dtype not in _SCALE_DTYPES:
+        raise InputError(
+            "scales are not bytes",
+            file=scales.file.path,
+            tensor=scales.name,
+            found=scales.dtype,
+            expected=" or ".join(_SCALE_DTYPES),
+        )
+    if len(codes.shape) < 2 or 0 in codes.shape or codes.shape[-1] % PACKED_DTYPES[codes.dtype]:
+        raise InputError(
+            "packed codes are no rows of whole blocks of 32",
+            file=codes.file.path,
+            tensor=codes.name,
+            found=f"{codes.dtype} {list(codes.shape)}",
+        )
+    expected = (*codes.shape[:-1], codes.shape[-1] // PACKED_DTYPES[codes.dtype])
+    if scales.shape != expected:
+        raise InputError(
+            "scales do not fit the codes",
+            file=scales.file.path,
+            tensor=scales.name,
+            found=list(scales.shape),
+            expected=list(expected),
+        )
+    return _mxfp4(name, codes, scales)
+
+
+def _mxfp4(name: str, codes: StoredTensor, scales: StoredTensor) -> Tensor:
+    """Return the tensor of codes and scales that fit each other; the last dimension of `scales` is a row."""
+    *outer, per_row = scales.shape
     byte = np.dtype("u1")
-    source = PartsStorage(
+    storage = PartsStorage(
         (
-            StoredArray(blocks.file, blocks.offset, byte, per_row * 16),
+            StoredArray(codes.file, codes.offset, byte, per_row * _BLOCK_BYTES),
             StoredArray(scales.file, scales.offset, byte, per_row),
         )
     )
-    return Tensor(name, (experts, rows, per_row * _MXFP4.block), _MXFP4, source)
+    return Tensor(name, (*outer, per_row * _MXFP4.block), _MXFP4, storage)

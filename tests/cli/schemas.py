@@ -21,7 +21,7 @@ INSPECTION = {
         "tokens": "int", "padding_rows": "int", "merges": "int", "control_tokens": "int",
         "special": {"bos": "str", "eos": "str", "pad": "str"}, "chat_templates": {"default": "str"},
     },
-    "description": {"name": "str"}, "details": {}, "problems": [], "hash": "NoneType",
+    "description": {"name": "str"}, "details": {}, "problems": [], "remarks": [], "hash": "NoneType",
 }  # fmt: skip
 PROBLEM = {
     "error": "str", "what": "str", "file": "str", "tensor": "str", "found": "NoneType", "expected": "str",

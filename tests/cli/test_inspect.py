@@ -17,6 +17,8 @@ from tests.cli.samples import SHAPE, Kind, Samples
 from tests.cli.schemas import INSPECTION, PROBLEM, schema
 from tests.support import gguf_files
 from tests.support.checkpoints import REAL_20B, Shape, write_huggingface, write_safetensors
+from tests.support.conversions import make_checkpoint
+from tests.support.foreign_layouts import QUARK, model_arrays, quark, write_folder
 from tests.support.layouts import huggingface_tensors
 from tests.support.tokenizers import DATA, write_small_tokenizer
 
@@ -71,6 +73,16 @@ def test_format_files_and_encodings(
     assert encodings.keys() == ROLES
     assert encodings["experts"] == experts
     assert encodings["embedding"] == encodings["unembedding"] == encodings["attention"] == "bf16"
+
+
+def test_remarks_are_said_and_are_no_problems(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, SHAPE)
+    write_folder(folder, SHAPE, quark(model_arrays(SHAPE)), quantization=QUARK)
+    outcome = run_here("inspect", folder)
+    remarks = inspected(folder)["remarks"]
+    assert len(remarks) == 2
+    assert all(f"remark: {remark}\n" in outcome.stdout for remark in remarks)
+    assert "no problems found" in outcome.stdout
 
 
 def test_bytes_are_those_of_the_stored_tensors(samples: Samples) -> None:

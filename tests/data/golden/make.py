@@ -6,6 +6,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
+from compressed_tensors.compressors.mxfp4 import MXFP4PackedCompressor
+from compressed_tensors.quantization import preset_name_to_scheme
+from compressed_tensors.quantization.utils import calculate_qparams
 from gguf import GGMLQuantizationType
 from transformers import GptOssConfig
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
@@ -15,6 +18,7 @@ FOLDER = Path(__file__).parent
 
 def main() -> None:
     make_mxfp4_of_transformers()
+    make_mxfp4_of_compressed_tensors()
     for name in ("mxfp4", "q8_0", "bf16", "f16"):
         make_blocks_of_gguf_py(name)
     make_container_of_gguf_py()
@@ -30,6 +34,23 @@ def make_mxfp4_of_transformers() -> None:
     values = convert_moe_packed_tensors(torch.from_numpy(blocks), torch.from_numpy(scales))
     bits = values.contiguous().view(torch.int16).numpy().view(np.uint16)
     np.savez(FOLDER / "transformers-mxfp4.npz", blocks=blocks, scales=scales, bf16=bits)
+
+
+def make_mxfp4_of_compressed_tensors() -> None:
+    """A quantised Linear of 64 outputs and 96 inputs, whose rows differ in size, and the numbers that it means."""
+    sizes = torch.exp2(torch.arange(64)[:, None] % 24 - 12)
+    weight = (torch.randn(64, 96, generator=torch.Generator().manual_seed(2)) * sizes).bfloat16()
+    scheme = preset_name_to_scheme("MXFP4A16", ["Linear"])
+    blocks = weight.reshape(64, 3, 32)
+    scale, _ = calculate_qparams(blocks.amin(-1), blocks.amax(-1), scheme.weights)
+    packed = MXFP4PackedCompressor.compress({"weight": weight, "weight_scale": scale}, scheme)
+    values = MXFP4PackedCompressor.decompress(dict(packed), scheme)["weight"]
+    np.savez(
+        FOLDER / "compressed-tensors-mxfp4.npz",
+        weight_packed=packed["weight_packed"].numpy(),
+        weight_scale=packed["weight_scale"].numpy(),
+        values=values.float().numpy(),
+    )
 
 
 def make_blocks_of_gguf_py(name: str) -> None:

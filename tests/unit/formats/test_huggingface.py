@@ -178,10 +178,6 @@ def test_contradiction_is_refused(fields: dict[str, Any], message: str) -> None:
         ({"rope_scaling": PUBLISHED["rope_scaling"] | {"rope_type": "linear"}}, "not YaRN"),
         ({"rope_scaling": PUBLISHED["rope_scaling"] | {"rope_type": "longrope"}}, "not YaRN"),
         ({"layer_types": ["chunked_attention"] * 24}, "unknown layer type"),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization method"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization method"),
-        ({"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}, "quantization method"),
-        ({"tie_word_embeddings": True}, "tie_word_embeddings"),
         ({"attention_bias": False}, "attention_bias"),
         ({"hidden_act": "gelu"}, "hidden_act"),
     ],
@@ -329,7 +325,9 @@ def rewrite(folder: Path, change: Change, *, experts: Any = "mxfp4") -> Checkpoi
         ({"model.norm.weight": ("BF16", (1, 64))}, "does not fit the configuration"),
         ({"model.layers.1.self_attn.sinks": ("BF16", (4,))}, "unknown tensor"),
         ({"block.0.mlp.mlp1_weight.blocks": ("U8", (1,))}, "unexpected dtype"),
-        ({"model.layers.0.mlp.experts.0.gate_proj.weight": ("BF16", (96, 64))}, "unknown tensor"),
+        ({"model.layers.0.mlp.experts.0.gate_proj.weight": ("BF16", (96, 64))}, "tensor occurs twice"),
+        ({"model.layers.1.mlp.experts.0.down_proj.weight": ("BF16", (96, 64))}, "experts are missing"),
+        ({"model.layers.0.self_attn.q_proj.scales": ("U8", (128, 2))}, "weight with scales is not packed codes"),
     ],
 )
 def test_wrong_tensor_is_a_problem(tmp_path: Path, change: Change, message: str) -> None:
@@ -350,9 +348,20 @@ def test_dense_experts_of_another_shape_are_a_problem(tmp_path: Path, shape: tup
     assert re.search("does not fit the configuration|experts are not", problems(checkpoint))
 
 
-def test_dense_experts_under_the_name_of_blocks_are_a_problem(tmp_path: Path) -> None:
-    change = {GATE_UP + "_blocks": ("BF16", (2, 64, 192)), GATE_UP + "_scales": None}
-    assert problems(rewrite(tmp_path, change))
+@pytest.mark.parametrize(
+    ("dtype", "shape", "scales", "message"),
+    [
+        ("BF16", (2, 192, 64), None, "does not fit the configuration"),
+        ("BF16", (2, 64, 6, 32), None, "blocks without scales"),
+        ("U8", (2, 64, 192), None, "blocks without scales"),
+        ("BF16", (2, 64, 192), ("U8", (2, 192, 2)), "MXFP4 part is not bytes"),
+    ],
+)
+def test_dense_experts_under_the_name_of_blocks_must_be_those_of_transformers(
+    tmp_path: Path, dtype: str, shape: tuple[int, ...], scales: Any, message: str
+) -> None:
+    change = {GATE_UP + "_blocks": (dtype, shape), GATE_UP + "_scales": scales}
+    assert message in problems(rewrite(tmp_path, change))
 
 
 def test_experts_that_are_stored_twice_are_a_problem(tmp_path: Path) -> None:
