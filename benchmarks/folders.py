@@ -44,8 +44,7 @@ class Result:
         copy = self.runs["cp of the BF16 folder"]
         lines = [
             f"{self.layers} full-width layers, {self.experts} weights in experts",
-            f"{'':38}{'GB out':>8}{'wall s':>9}{'min':>8}{'max':>8}{'cpu s':>8}{'RSS MB':>9}"
-            f"{'private MB':>12}{'x cp':>8}",
+            f"{'':38}{'GB out':>8}{'wall s':>9}{'min':>8}{'max':>8}{'cpu s':>8}{'RSS MB':>9}{'priv. MB':>12}{'x cp':>8}",
         ]
         for name, runs in self.runs.items():
             if runs:

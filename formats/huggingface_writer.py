@@ -120,7 +120,14 @@ def config_json(
 
 
 _TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-_REPLACED = {"quantization_config", "quantization", "tie_word_embeddings", "rope_parameters", "torch_dtype", "dtype"}
+_REPLACED = {
+    "quantization_config",
+    "quantization",
+    "tie_word_embeddings",
+    "rope_parameters",
+    "torch_dtype",
+    "dtype",
+}
 """Keys that are written anew or not at all: other spellings, and facts of the source's encoding."""
 _CONSTANT = {
     "architectures": ["GptOssForCausalLM"],
