@@ -213,6 +213,12 @@ def inspect(source: Path, *, as_json: bool, quiet: bool) -> None:
     metavar="DIR",
     help="[input] Folder of the tokenizer, if not SRC.",
 )
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="[input] Folder of a LoRA adapter in PEFT's format, to be merged into SRC.",
+)
 @click.option("--name", help="[description] Name of the model (default: model card, then folder name).")
 @click.option("--author", help="[description] Author of the model.")
 @click.option("--organization", help="[description] Organization that made the model.")
@@ -241,6 +247,7 @@ def to_gguf(
     overrides: Sequence[tuple[str, str]],
     split_max_size: int | None,
     tokenizer: Path | None,
+    adapter: Path | None,
     force: bool,
     dry_run: bool,
     jobs: int | None,
@@ -261,11 +268,13 @@ def to_gguf(
       gptoss-convert to-gguf gpt-oss-20b -o small.gguf --dense q8_0
       gptoss-convert to-gguf gpt-oss-120b -o big.gguf --split-max-size 20GB --dry-run
     """
+    from gptoss_convert.converters.adapter import with_adapter
     from gptoss_convert.converters.execute import Resources
     from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
     from gptoss_convert.description import Description
     from gptoss_convert.formats import open_checkpoint, open_tokenizer
     from gptoss_convert.formats.model_card import hub_reference
+    from gptoss_convert.formats.peft import open_adapter
 
     stated = [("base_model", text) for text in base_models] + [
         (key, text or "") for key, text in description.items()
@@ -280,8 +289,11 @@ def to_gguf(
         split_max_size=split_max_size,
         description=Description(**description, base_models=tuple(map(hub_reference, base_models))),
     )
+    checkpoint = open_checkpoint(source)
+    if adapter is not None:
+        checkpoint = with_adapter(checkpoint, open_adapter(adapter))
     plan = plan_gguf(
-        open_checkpoint(source), output, options, tokenizer=None if tokenizer is None else open_tokenizer(tokenizer)
+        checkpoint, output, options, tokenizer=None if tokenizer is None else open_tokenizer(tokenizer)
     )
     limits = {"jobs": jobs, "memory": max_memory}
     resources = Resources(**{key: value for key, value in limits.items() if value is not None})
