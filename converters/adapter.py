@@ -18,7 +18,11 @@ from gptoss_convert.formats.storage import ReadOnlyStorage
 
 _F32 = ENCODINGS["f32"]
 _TILE_VALUES = 1 << 17
-"""Values whose change is computed at once; it takes 8 bytes for each."""
+"""Values whose change is held at once; it takes 8 bytes for each."""
+_BLOCK_PRODUCTS = 1 << 18
+"""Products per call of the matrix library. From more on, OpenBLAS starts threads of its own, for which the threads
+of a conversion would queue (`interface/gemm.c`: GEMM_MULTITHREAD_THRESHOLD * SMP_THRESHOLD_MIN)."""
+_LEAST_BLOCK = 16
 
 
 def with_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
@@ -152,8 +156,14 @@ class MergedStorage(ReadOnlyStorage):
             np.add(values, change[begin - tile_top : end - tile_top], out=merged[rows])
 
     def _change(self, left: NDArray[np.float64], right: NDArray[np.float64]) -> Float32:
+        """Return `scaling * left @ right` for `left` `[rows, r]` and `right` `[r, in]`."""
+        rank, width = right.shape
+        change = np.empty((len(left), width), np.float64)
+        step = max(_BLOCK_PRODUCTS // (len(left) * rank), _LEAST_BLOCK)
         with np.errstate(over="ignore", invalid="ignore"):
-            change = left @ right
+            for column in range(0, width, step):
+                block = slice(column, column + step)
+                np.matmul(left, right[:, block], out=change[:, block])
             change *= self.scaling
             rounded = change.astype(np.float32)
         if not np.isfinite(rounded).all():

@@ -30,7 +30,7 @@ import msgspec
 import numpy as np
 
 from gptoss_convert.assets import read_json_object
-from gptoss_convert.checkpoint import Tensor
+from gptoss_convert.checkpoint import LARGEST_LAYER_COUNT, Tensor
 from gptoss_convert.encodings import Chunk, Order
 from gptoss_convert.errors import InputError, UnsupportedError
 from gptoss_convert.formats.config_fields import convert_config
@@ -43,13 +43,15 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 LARGEST_RANK = 4096
+LARGEST_COUNT = 2 * 17 * LARGEST_LAYER_COUNT
+"""Tensors: two for each tensor of the largest model."""
 
 _MERGE_FIRST = "merge it into its base model with PEFT (merge_and_unload) and convert the result"
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"(?P<module>.+?)(?P<nesting>(?:\.base_layer)*)\.(?P<factor>lora_[AB]\.weight|lora_embedding_[AB])"
 )
-_FACTORS = ("lora_A.weight", "lora_B.weight")
+_MATRIX_FACTORS = ("lora_A.weight", "lora_B.weight")
 _EMBEDDING_FACTORS = ("lora_embedding_A", "lora_embedding_B")
 _WRAPPER = re.compile(r"\.(?:modules_to_save|base_layer)(?=\.)")
 _EXPERTS = re.compile(r".*\.mlp\.experts")
@@ -77,6 +79,7 @@ _MOST_REPEATS = 2
 _Value = TypeVar("_Value", int, float)
 _Rank = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_RANK)]
 _Alpha = Annotated[float, msgspec.Meta(gt=-1e9, lt=1e9)]
+_FEW = msgspec.Meta(max_length=4096)
 
 
 class _Config(msgspec.Struct):
@@ -86,8 +89,8 @@ class _Config(msgspec.Struct):
     r: _Rank = 8
     lora_alpha: _Alpha = 8.0
     use_rslora: bool = False
-    rank_pattern: dict[str, _Rank] | None = None
-    alpha_pattern: dict[str, _Alpha] | None = None
+    rank_pattern: Annotated[dict[str, _Rank], _FEW] | None = None
+    alpha_pattern: Annotated[dict[str, _Alpha], _FEW] | None = None
     target_parameters: list[str] | None = None
     base_model_name_or_path: str | None = None
     init_lora_weights: bool | str | None = True
@@ -188,8 +191,13 @@ def open_adapter(path: Path | str) -> Adapter:
         stored = read_header(FileRef.at(weights_path))
     except OSError as error:
         raise InputError(f"cannot read: {error.strerror or error}", file=path) from error
-    if not stored:
-        raise InputError("adapter has no tensors", file=weights_path)
+    if not 0 < len(stored) <= LARGEST_COUNT:
+        raise InputError(
+            "adapter has no tensors, or too many",
+            file=weights_path,
+            found=len(stored),
+            expected=f"1 to {LARGEST_COUNT}",
+        )
     halves: dict[tuple[str, int], dict[str, StoredTensor]] = {}
     replacements: dict[str, Tensor] = {}
     for tensor in stored.values():
@@ -256,21 +264,22 @@ def _pairs(
     halves: Mapping[tuple[str, int], Mapping[str, StoredTensor]], config: _Config, path: Path
 ) -> Iterator[tuple[str, Pair]]:
     """Yield canonical names and the pairs that change these tensors."""
-    for (module, nesting), factors in halves.items():
-        embedding = "lora_embedding_A" in factors or "lora_embedding_B" in factors
-        a_name, b_name = (
-            ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
-        )
-        if factors.keys() != {a_name, b_name}:
-            lone = next(iter(factors.values()))
+    depths: dict[str, list[int]] = {}
+    for module, nesting in sorted(halves):
+        depths.setdefault(module, []).append(nesting)
+    for (module, nesting), found in halves.items():
+        embedding = any(name in found for name in _EMBEDDING_FACTORS)
+        a_name, b_name = _EMBEDDING_FACTORS if embedding else _MATRIX_FACTORS
+        first = next(iter(found.values()))
+        if found.keys() != {a_name, b_name}:
             raise InputError(
                 "adapter does not have one A and one B for a tensor",
-                file=lone.file.path,
-                tensor=lone.name,
-                found=" and ".join(sorted(factors)),
+                file=first.file.path,
+                tensor=first.name,
+                found=" and ".join(sorted(found)),
                 expected=f"{a_name} and {b_name}",
             )
-        for tensor in factors.values():
+        for tensor in found.values():
             if len(tensor.shape) != 2:
                 raise InputError(
                     "adapter tensor is no matrix",
@@ -279,17 +288,16 @@ def _pairs(
                     found=list(tensor.shape),
                 )
         if _EXPERTS.fullmatch(module):
-            depths = sorted(other for name, other in halves if name == module)
-            target = key = f"{module}.{_expert_parameter(module, nesting, depths, config, path)}"
+            target = key = f"{module}.{_expert_parameter(module, nesting, depths[module], config, path)}"
         elif nesting:
-            raise InputError("unknown kind of adapter tensor", file=lone.file.path, tensor=lone.name)
+            raise InputError("unknown kind of adapter tensor", file=first.file.path, tensor=first.name)
         else:
             target = f"{module}.weight"
             key = target if _targets(config.target_parameters, target) else module
         rank = _by_pattern(config.rank_pattern, key, path, config.r)
         alpha = _by_pattern(config.alpha_pattern, key, path, config.lora_alpha)
         scaling = alpha / (math.sqrt(rank) if config.use_rslora else rank)
-        yield target, Pair(factors[a_name], factors[b_name], rank, scaling, embedding)
+        yield target, Pair(found[a_name], found[b_name], rank, scaling, embedding)
 
 
 def _expert_parameter(module: str, nesting: int, depths: Sequence[int], config: _Config, path: Path) -> str:
