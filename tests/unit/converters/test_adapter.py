@@ -1,6 +1,7 @@
 """Merging of adapters: the numbers, the encodings, and what a plan says about them."""
 
 import pickle
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from gptoss_convert.checkpoint import Checkpoint, Tensor
 from gptoss_convert.converters.adapter import MergedStorage, with_adapter
 from gptoss_convert.converters.execute import LEAST_MEMORY_PER_JOB, Resources, execute
-from gptoss_convert.converters.plan import Plan
+from gptoss_convert.converters.plan import Plan, Transfer
 from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
 from gptoss_convert.encodings import ENCODINGS, LossClass
 from gptoss_convert.encodings.opaque import Opaque
@@ -26,7 +27,7 @@ from tests.support.adapters import LAYER, pair, write_adapter
 from tests.support.checkpoints import write_original
 from tests.support.conversions import make_checkpoint, to_gguf
 from tests.support.layouts import Shape
-from tests.support.memory import InMemory
+from tests.support.memory import InMemory, zeros
 
 SHAPE = Shape()
 GATE_UP = "model.layers.0.mlp.experts.gate_up_proj"
@@ -204,6 +205,23 @@ def test_files_of_the_adapter_are_never_written_to(merged: Checkpoint, adapter: 
     with pytest.raises(OutputError, match="output is one of the source files"):
         execute(planned(merged, adapter / name), replace=True)
     assert (adapter / name).read_bytes() == before
+
+
+def test_reading_takes_the_memory_that_a_plan_counts_with() -> None:
+    experts, rows, columns, rank = 64, 512, 2048, 8
+    base = zeros("x", (experts, rows, columns), "mxfp4")
+    storage = MergedStorage(
+        base, zeros("x", (experts, rows, rank)), zeros("x", (experts, columns, rank)), scaling=1
+    )
+    tensor = Tensor("x", base.shape, ENCODINGS["f32"], storage)
+    counted = rows * Transfer(tensor, tensor).holding_bytes_per_row
+    working = 8 << 20
+    assert 8 * (counted + working) < tensor.nbytes
+    tracemalloc.start()
+    tensor.read(rows // 2, rows + rows // 2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak <= counted + working
 
 
 def test_merged_storages_are_plain_values(merged: Checkpoint, base: Checkpoint, adapter: Path) -> None:
