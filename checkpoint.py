@@ -204,6 +204,16 @@ class Tensor:
     """In elements, canonical orientation."""
     encoding: Encoding
     storage: Storage
+    preferred: Encoding | None = None
+    """The encoding that conversions which keep encodings give it; None for its own.
+
+    Numbers that are computed while they are read are float32, but were meant to be stored in another encoding.
+    """
+
+    @property
+    def kept_encoding(self) -> Encoding:
+        """The encoding that it gets where encodings are kept."""
+        return self.preferred or self.encoding
 
     @property
     def file(self) -> Path:
@@ -267,11 +277,16 @@ class Checkpoint:
     """What is wrong with it; empty for a sound checkpoint."""
     remarks: tuple[str, ...] = ()
     """What its owner should know although nothing is wrong: what was repaired, assumed or left out."""
+    notes: tuple[str, ...] = ()
+    """What the user of a conversion should know about it."""
+    further_files: tuple[Path, ...] = ()
+    """Files that say how tensors are computed, such as the configuration of an adapter."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file that tensors are read from, sorted."""
-        return tuple(sorted({file for tensor in self.tensors.values() for file in tensor.storage.files}))
+        """Every file that tensors come from, sorted."""
+        stored = {file for tensor in self.tensors.values() for file in tensor.storage.files}
+        return tuple(sorted(stored.union(self.further_files)))
 
     def require_sound(self) -> None:
         """Raise the first problem, if there is one, and say how many more there are."""

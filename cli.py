@@ -161,6 +161,12 @@ def _conversion(command: Command) -> Command:
             help="[input] Decode numbers that were rounded when SRC was stored (q8_0, q4_k, ...).",
         ),
         click.option(
+            "--adapter",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="[input] Folder of a LoRA adapter in PEFT's format, to be merged into SRC.",
+        ),
+        click.option(
             "--tokenizer",
             type=click.Path(path_type=Path),
             metavar="DIR",
@@ -290,7 +296,6 @@ def to_gguf(
     """
     from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
     from gptoss_convert.description import Description
-    from gptoss_convert.formats import open_checkpoint
     from gptoss_convert.formats.model_card import hub_reference
 
     run, description = _split_options(options)
@@ -301,7 +306,7 @@ def to_gguf(
         if not is_utf8(text):
             raise OptionError(f"--{option.replace('_', '-')} is not UTF-8")
     plan = plan_gguf(
-        open_checkpoint(source),
+        run.open_source(source),
         output,
         GgufOptions(
             dense=dense,
@@ -339,12 +344,11 @@ def to_bf16(source: Path, *, output: Path, max_shard_size: int | None, **options
       gptoss-convert to-bf16 gpt-oss-20b.gguf -o gpt-oss-20b-bf16
     """
     from gptoss_convert.converters.to_bf16 import Bf16Options, plan_bf16
-    from gptoss_convert.formats import open_checkpoint
 
     run, _ = _split_options(options)
     sizes = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     bf16_options = Bf16Options(**sizes, allow_lossy_source=run.allow_lossy_source)
-    _convert(plan_bf16(open_checkpoint(source), output, bf16_options, tokenizer=run.open_tokenizer()), run)
+    _convert(plan_bf16(run.open_source(source), output, bf16_options, tokenizer=run.open_tokenizer()), run)
 
 
 @cli.command(cls=SectionedCommand)
@@ -409,7 +413,7 @@ def to_mxfp4(
         allow_lossy_source=run.allow_lossy_source,
     )
     plan = plan_mxfp4(
-        open_checkpoint(source),
+        run.open_source(source),
         output,
         mxfp4_options,
         base=None if scales_from is None else open_checkpoint(scales_from),
@@ -422,6 +426,7 @@ def to_mxfp4(
 class _RunOptions:
     """What every conversion takes."""
 
+    adapter: Path | None
     tokenizer: Path | None
     allow_lossy_source: bool
     force: bool
@@ -432,6 +437,15 @@ class _RunOptions:
     no_progress: bool
     as_json: bool
     quiet: bool
+
+    def open_source(self, path: Path) -> Any:
+        """Return the checkpoint at `path`, with the adapter that was named merged into it."""
+        from gptoss_convert.converters.adapter import with_adapter
+        from gptoss_convert.formats import open_checkpoint
+        from gptoss_convert.formats.peft import open_adapter
+
+        checkpoint = open_checkpoint(path)
+        return checkpoint if self.adapter is None else with_adapter(checkpoint, open_adapter(self.adapter))
 
     def open_tokenizer(self) -> Any:
         """Return the tokenizer that was named, if one was."""

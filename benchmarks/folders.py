@@ -26,6 +26,19 @@ model.save_pretrained(sys.argv[2], save_original_format=False)
 """
 """How transformers loads, decodes and saves; without the last option it saves experts under wrong names."""
 
+_COLUMNS = {
+    "": 38,
+    "GB out": 8,
+    "wall s": 9,
+    "min": 8,
+    "max": 8,
+    "cpu s": 8,
+    "RSS MB": 9,
+    "private MB": 12,
+    "x cp": 8,
+}
+_HEADINGS = "".join(name.rjust(width) for name, width in _COLUMNS.items())
+
 
 @dataclass(frozen=True)
 class Result:
@@ -44,7 +57,7 @@ class Result:
         copy = self.runs["cp of the BF16 folder"]
         lines = [
             f"{self.layers} full-width layers, {self.experts} weights in experts",
-            f"{'':38}{'GB out':>8}{'wall s':>9}{'min':>8}{'max':>8}{'cpu s':>8}{'RSS MB':>9}{'priv. MB':>12}{'x cp':>8}",
+            _HEADINGS,
         ]
         for name, runs in self.runs.items():
             if runs:

@@ -197,7 +197,7 @@ def _wanted(tensor: Tensor, role: Role, options: GgufOptions) -> str:
         OptionError: overrides give the two halves of a tensor different encodings.
     """
     by_role = "f32" if role in _ALWAYS_F32 else options.experts if role is Role.EXPERTS else options.dense
-    default = tensor.encoding.name if by_role is None else by_role
+    default = tensor.kept_encoding.name if by_role is None else by_role
     names = gguf_names(tensor.name)
     wanted = {
         next((kind for pattern, kind in reversed(options.overrides) if fnmatch.fnmatchcase(name, pattern)), default)
@@ -236,7 +236,7 @@ def _planned_files(layout: GgufLayout, choices: Sequence[_Choice]) -> tuple[Plan
 def _notes(
     checkpoint: Checkpoint, tokenizer: TokenizerSource, description: Description, choices: Sequence[_Choice]
 ) -> tuple[str, ...]:
-    notes = [f"source: {remark}" for remark in checkpoint.remarks]
+    notes = [*(f"source: {remark}" for remark in checkpoint.remarks), *checkpoint.notes]
     if tokenizer.path.parent.resolve() != checkpoint.path.resolve() and tokenizer.path != checkpoint.path:
         notes.append(f"tokenizer: {tokenizer.path}")
     if not (description.license or description.license_name):

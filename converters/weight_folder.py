@@ -122,7 +122,7 @@ def plan_weight_folder(
         folder=folder.absolute(),
         files=tuple(replace(file, path=folder.absolute() / file.path.name) for file in files),
         transfers=transfers,
-        notes=(*(f"source: {remark}" for remark in checkpoint.remarks), *carried.notes, *notes),
+        notes=(*(f"source: {remark}" for remark in checkpoint.remarks), *checkpoint.notes, *carried.notes, *notes),
     )
 
 

@@ -65,7 +65,8 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         raise UnsupportedError(
             "this is an adapter, not a model",
             file=path,
-            hint="merge it into its base model first, for example with PEFT",
+            hint="merge it into its base model first, for example with PEFT, "
+            "or convert the base model and name this folder with --adapter",
         )
     raise InputError(
         "not a checkpoint that can be read",

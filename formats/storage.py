@@ -146,6 +146,14 @@ class StoredArray:
         writer.write(self.file.path, data, self.offset + start * self.row_nbytes)
 
 
+class ReadOnlyStorage:
+    """Base of storages whose rows are gathered or computed while they are read."""
+
+    def write(self, writer: FileWriter, start: int, chunk: Chunk) -> None:
+        """Refuse: no plan has such a target."""
+        raise TypeError(f"{type(self).__name__} can only be read")
+
+
 @dataclass(frozen=True)
 class PartsStorage:
     """A tensor whose parts are stored one by one, each row-major; also when they lie in several files."""

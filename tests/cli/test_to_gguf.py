@@ -10,6 +10,7 @@ import pytest
 from tests.cli.command import Outcome, run_here
 from tests.cli.samples import SHAPE, Kind, Samples
 from tests.cli.schemas import PLAN, schema
+from tests.support.adapters import LAYER, pair, write_adapter
 from tests.support.checkpoints import Shape, write_huggingface
 from tests.support.tokenizers import write_small_tokenizer
 
@@ -197,3 +198,36 @@ def test_config_with_a_byte_order_mark(samples: Samples, tmp_path: Path) -> None
     path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
     assert run_here("inspect", source).exit_code == 0
     assert run_here("to-gguf", source, "-o", tmp_path / "x.gguf", "-q") == Outcome(0, "", "")
+
+
+def test_an_adapter_is_merged_on_the_way(samples: Samples, tmp_path: Path) -> None:
+    columns, rows = SHAPE.hidden, SHAPE.heads * SHAPE.head_dim
+    adapter = write_adapter(tmp_path / "tuned", pair(f"{LAYER}.self_attn.q_proj", (2, columns), (rows, 2)))
+    source = samples.path("huggingface")
+    plain, tuned = (tmp_path / name for name in ("plain.gguf", "tuned.gguf"))
+    planned(source, "-o", plain)
+    plan = planned(source, "-o", tuned, "--adapter", adapter)
+    assert plan["notes"][0].startswith("adapter tuned, trained on someone/base: merged")
+    before, after = ({t.name: t.data.tobytes() for t in gguf.GGUFReader(path).tensors} for path in (plain, tuned))
+    assert {name for name in before if before[name] != after[name]} == {"blk.0.attn_q.weight"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "exit_code", "words"),
+    [
+        ({"use_dora": True}, 4, ["DoRA", "use_dora"]),
+        ({"r": 3}, 3, ["does not fit the model", "rank 3"]),
+        ({"peft_type": "IA3"}, 4, ["not a LoRA adapter"]),
+    ],
+)
+def test_an_adapter_that_cannot_be_merged_is_refused_in_one_line(
+    damage: dict[str, object], exit_code: int, words: list[str], samples: Samples, tmp_path: Path
+) -> None:
+    columns, rows = SHAPE.hidden, SHAPE.heads * SHAPE.head_dim
+    tensors = pair(f"{LAYER}.self_attn.q_proj", (2, columns), (rows, 2))
+    adapter = write_adapter(tmp_path / "tuned", tensors, **damage)
+    outcome = run_here("to-gguf", samples.path("huggingface"), "-o", tmp_path / "x.gguf", "--adapter", adapter)
+    assert outcome.exit_code == exit_code
+    assert outcome.stderr.count("\n") == 1
+    assert all(word in outcome.stderr for word in words)
+    assert not (tmp_path / "x.gguf").exists()

@@ -29,12 +29,13 @@ def next_token_logprobs(
 
 def dequantised_tensors(checkpoint: Path) -> Mapping[str, Any]:
     """The state dict (torch tensors) after transformers read `checkpoint`, MXFP4 decoded, all in BF16."""
-    model = _load(checkpoint, "bfloat16", False)
+    model = load(checkpoint, "bfloat16")
     state: dict[str, Any] = model.state_dict()
     return state
 
 
-def _load(checkpoint: Path, dtype: str, rope_truncate: bool) -> Any:
+def load(checkpoint: Path, dtype: str, *, rope_truncate: bool = False) -> Any:
+    """The model, with MXFP4 decoded; every tensor of the checkpoint is in it."""
     transformers: Any = importlib.import_module("transformers")
     config = transformers.AutoConfig.from_pretrained(checkpoint)
     if rope_truncate:
@@ -55,7 +56,7 @@ def _load(checkpoint: Path, dtype: str, rope_truncate: bool) -> Any:
 
 @functools.lru_cache(maxsize=2)
 def _model(checkpoint: Path, dtype: str, rope_truncate: bool, state: object) -> Any:
-    return _load(checkpoint, dtype, rope_truncate)
+    return load(checkpoint, dtype, rope_truncate=rope_truncate)
 
 
 def _state(checkpoint: Path) -> tuple[tuple[str, int, int], ...]:
