@@ -328,15 +328,16 @@ class _Found:
 
     def __init__(self, plan: Plan, outputs: Outputs) -> None:
         self._plan = plan
-        self._findings: dict[str, Findings] = {}
-        self._digests: dict[str, list[bytes]] = {}
+        # By identity: two halves of a tensor that are copied one by one have the same name.
+        self._findings: dict[int, Findings] = {}
+        self._digests: dict[int, list[bytes]] = {}
         path = plan.scale_sidecar
         self._sidecar = None if path is None else ScaleSidecarWriter(outputs.temporary(path))
 
     def add(self, task: Task, result: TaskResult) -> None:
-        name = task.transfer.source.name
-        self._findings[name] = self._findings.get(name, NOTHING_FOUND) + result.findings
-        self._digests.setdefault(name, []).append(result.segment_digests)
+        name, key = task.transfer.source.name, id(task.transfer)
+        self._findings[key] = self._findings.get(key, NOTHING_FOUND) + result.findings
+        self._digests.setdefault(key, []).append(result.segment_digests)
         if self._sidecar is not None and isinstance(task.transfer.recoding, NamingRecoding):
             named = result.named_scales
             if named is None:  # also rows without names count, for a matrix may be cut
@@ -359,10 +360,9 @@ class _Found:
         )
 
     def _tensor(self, transfer: Transfer) -> TensorReport:
-        name = transfer.source.name
-        digests = b"".join(self._digests[name])
+        digests = b"".join(self._digests[id(transfer)])
         digest = tensor_digest(transfer.source.shape, digests) if digests else None
-        return TensorReport(transfer, self._findings[name], digest)
+        return TensorReport(transfer, self._findings[id(transfer)], digest)
 
 
 def _copy(source: FileRef, path: Path, writer: FileWriter) -> None:

@@ -14,6 +14,7 @@ from gptoss_convert.assets import MANIFEST
 from gptoss_convert.checkpoint import Tensor
 from gptoss_convert.converters.recoding import PLAIN, Recoding
 from gptoss_convert.encodings import Encoding, LossClass, loss_class
+from gptoss_convert.errors import UnsupportedError
 from gptoss_convert.formats.storage import FileRef
 
 
@@ -125,7 +126,24 @@ class Plan:
     """Where hashes of files and values are listed; None to compute none."""
 
     def with_manifest(self) -> Plan:
-        """Return the same plan with a manifest in the folder, or beside the first file."""
+        """Return the same plan with a manifest in the folder, or beside the first file.
+
+        Raises:
+            UnsupportedError: the values of a tensor cannot be hashed on the way: they cannot be decoded, or its two
+                halves are copied one by one.
+        """
+        names: set[str] = set()
+        for transfer in self.transfers:
+            source = transfer.source
+            if source.name in names or not source.encoding.can_decode:
+                raise UnsupportedError(
+                    "no manifest: values of the source cannot be hashed while they are copied",
+                    file=source.file,
+                    tensor=source.name,
+                    found=source.encoding.name,
+                    hint="leave out --manifest",
+                )
+            names.add(source.name)
         first = self.files[0].path
         beside = first.with_name(f"{first.name}.{MANIFEST}")
         return replace(self, manifest=beside if self.folder is None else self.folder / MANIFEST)

@@ -8,6 +8,7 @@ import gguf
 import pytest
 
 from tests.cli.command import Outcome, run_here
+from tests.cli.foreign import with_encodings
 from tests.cli.samples import SHAPE, Kind, Samples
 from tests.cli.schemas import PLAN, schema
 from tests.support.adapters import LAYER, pair, write_adapter
@@ -230,4 +231,27 @@ def test_an_adapter_that_cannot_be_merged_is_refused_in_one_line(
     assert outcome.exit_code == exit_code
     assert outcome.stderr.count("\n") == 1
     assert all(word in outcome.stderr for word in words)
+    assert not (tmp_path / "x.gguf").exists()
+
+
+def mixed_halves(samples: Samples, folder: Path) -> Path:
+    """A GGUF file whose gate is in another encoding than its up."""
+    return with_encodings(samples.path("gguf"), folder / "mixed.gguf", {"blk.0.ffn_gate_exps.weight": "Q4_0"})
+
+
+def test_halves_in_different_encodings_are_copied_and_reported_one_by_one(samples: Samples, tmp_path: Path) -> None:
+    report = planned(mixed_halves(samples, tmp_path), "-o", tmp_path / "x.gguf")["report"]
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    halves = [tensor for tensor in report["tensors"] if tensor["name"] == name]
+    assert [(half["source_encoding"], half["encoding"]) for half in halves] == [
+        ("q4_0", "q4_0"),
+        ("mxfp4", "mxfp4"),
+    ]
+    assert report["loss"] == "byte-exact"
+
+
+def test_no_manifest_of_halves_that_are_copied_one_by_one(samples: Samples, tmp_path: Path) -> None:
+    outcome = run_here("to-gguf", mixed_halves(samples, tmp_path), "-o", tmp_path / "x.gguf", "--manifest")
+    assert outcome.exit_code == 4
+    assert "model.layers.0.mlp.experts.gate_up_proj" in outcome.stderr
     assert not (tmp_path / "x.gguf").exists()
