@@ -3,14 +3,16 @@
 Source: OCP Microscaling Formats (MX) Specification v1.0, section 6.3, for the floor rule and the rounding of
 elements; docs/quantisation.md says who uses which rule.
 
-Whatever the rule, the scale is 2**k or 2**(k + 1) with k = floor(log2(largest)) - 2: below, the largest numbers are
-cut off at 6 * 2**(k - 1), and above, half of the codes are not used. So both errors of a block tell what every rule
-does, and a wider search finds nothing better.
+Whatever the rule, the scale is 2**k or 2**(k + 1) with k = floor(log2(largest)) - 2, so both errors of a block tell
+what every rule does. A larger scale has no code in reach that 2**(k + 1) has not. With a smaller one, the largest
+number is cut off by a quarter of itself or more: that pays only for 2**(k - 1), if the largest number is below
+4.5 * 2**k and nearly all others are near 2**k / 4 or 3 * 2**k / 4, which no search here looks for.
 
 The work is done on numbers cut to the sixteen bits of bfloat16. A sticky bit in the last place stands for the bits
 that a float32 number has beyond, and since no boundary between two codes and no boundary of a rule has that bit,
 all decisions are those of the whole number. A number's distance from its block's scale, counted in steps of
-bfloat16, is the index of tables of codes and of squared errors; with bfloat16 all sums of errors are exact.
+bfloat16, is the index of tables of codes and of squared errors. Sums of errors of bfloat16 are compared exactly;
+where those of float32 are too close together for float64 to tell, the difference is summed instead, which is exact.
 """
 
 from __future__ import annotations
@@ -42,14 +44,18 @@ _WORDS_PER_BLOCK = BLOCK // _CODES_PER_WORD
 
 _BINADE = 1 << 7
 """Steps of bfloat16 from a power of two to the next."""
-_DEPTH = 13
-"""Binades below the scale that tables reach; a number further down is zero, and its square does not count."""
+_DEPTH = 23
+"""Binades below the scale that tables reach; a number further down has the least squared error."""
+_LEAST_SQUARE = 2.0**-46
+"""Squared errors in units of the scale are rounded up to multiples of it: 32 of them add up without rounding."""
 _STEPS = (_DEPTH + 3) * _BINADE
 _SIX = (_DEPTH + 2) * _BINADE + _BINADE // 2
 """Distance of the number 6 * 2**k."""
 _LEAST_EXPONENT, _LARGEST_EXPONENT = _DEPTH + 3, 253
 """Exponent fields of largest numbers for which all distances and both scales are in range."""
 _SPECIAL_EXPONENT = 255
+_CLOSE = 2.0**-40
+"""Two sums of 32 errors with a relative difference beyond this differ whatever was rounded."""
 _SAFE_EXPONENT = 40
 """Squares of numbers with a smaller exponent, and sums of many, are far from the ends of float32."""
 
@@ -198,10 +204,13 @@ def _code_table() -> NDArray[np.uint16]:
 
 
 def _distances() -> NDArray[np.float64]:
-    """Return the magnitudes, in units of the scale, that the indices of tables stand for; 0 for what lies below."""
+    """Return the magnitudes, in units of the scale, that the indices of tables stand for.
+
+    Index 0 is zero, and index 1 is any number that reaches down to the end of the table or below.
+    """
     steps = np.arange(_STEPS)
     sizes = np.ldexp(1 + steps % _BINADE / _BINADE, steps // _BINADE - _DEPTH)
-    sizes[0] = 0
+    sizes[:2] = 0, 2.0**-_DEPTH
     return sizes
 
 
@@ -216,6 +225,9 @@ def _error_table() -> NDArray[np.complex128]:
     errors = np.empty(_STEPS, np.complex128)
     errors.real = np.square(sizes - _SIZES[_CODES])
     errors.imag = np.square(sizes - 2 * _SIZES[_RAISED_CODES])
+    parts = errors.view(np.float64)
+    np.ceil(parts / _LEAST_SQUARE, out=parts)
+    parts *= _LEAST_SQUARE
     return errors
 
 
@@ -277,9 +289,13 @@ class _Tile:
         np.clip(exponents, _LEAST_EXPONENT, _LARGEST_EXPONENT, out=exponents)
         lowest = ((exponents - (2 + _DEPTH)) << 7)[:, None]
         by_block = self._by_block(distances)
+        least = np.minimum(distances, 1, out=self._array(self._scratch.codes))
         np.maximum(by_block, lowest, out=by_block)
         by_block -= lowest
+        np.maximum(distances, least, out=distances)
         smaller, larger = self._errors(distances, exponents)
+        if self._wide:
+            odd |= (np.abs(smaller - larger) <= _CLOSE * smaller) & (smaller > 0)
         mantissas = largest & (_BINADE - 1)
         raised = _raised(mantissas)
         raised[ScaleRule.MSE] = larger < smaller
@@ -328,12 +344,12 @@ class _Tile:
                 np.take(_ERRORS, few, out=errors, mode="wrap")
                 np.add.reduce(errors, axis=0, out=sums[block])
             return sums.real.copy(), sums.imag.copy()
-        inverse = np.ldexp(np.float32(1), 2 + SCALE_BIAS - exponents.astype(np.int32))[:, None]
+        inverse = np.ldexp(1.0, 2 + SCALE_BIAS - exponents.astype(np.int32))[:, None]
         sizes = self._by_block(np.abs(self._values)) * inverse
         found = []
         for rounded in (_ROUNDED, _RAISED_ROUNDED):
             error = sizes - self._by_block(np.take(rounded, distances, mode="wrap"))
-            found.append(np.square(error, dtype=np.float64).sum(axis=1))
+            found.append(np.square(error, out=error).sum(axis=1))
         return found[0], found[1]
 
     def _encode(self, distances: Bits16, words: Bits16) -> None:
@@ -423,7 +439,7 @@ def _quantise_blocks(values: NDArray[np.float64], rule: ScaleRule, named: Array)
     steps = (2 * mantissa - 1) * _BINADE
     sticky = np.floor(steps).astype(np.int64) | (steps % 1 > 0)
     raised = _raised(sticky)
-    raised[ScaleRule.MSE] = larger.error < smaller.error
+    raised[ScaleRule.MSE] = _excess(np.abs(values), smaller, larger) > 0
     # Raised from below the least scale, a scale is the least one.
     raised = {each: up & (unbounded >= 0) for each, up in raised.items()}
     chosen = raised[rule]
@@ -432,10 +448,11 @@ def _quantise_blocks(values: NDArray[np.float64], rule: ScaleRule, named: Array)
         np.where(chosen[:, None], larger.codes, smaller.codes),
         np.where(chosen, larger.error, smaller.error),
         np.where(chosen, larger.clipped, smaller.clipped),
+        np.where(chosen[:, None], larger.sizes, smaller.sizes),
     )
     wanted = np.where(named == NOT_NAMED, scales, named)
     other = _round(values, wanted)
-    kept = (named != NOT_NAMED) & (other.error <= rounded.error)
+    kept = (named != NOT_NAMED) & (_excess(np.abs(values), other, rounded) <= 0) & np.isfinite(other.error)
     return _Outcome(
         codes=np.where(kept[:, None], other.codes, rounded.codes).astype(np.uint16),
         scales=np.where(kept, wanted, scales).astype(np.uint8),
@@ -453,6 +470,21 @@ class _Rounded:
     codes: Array
     error: NDArray[np.float64]
     clipped: Array
+    sizes: NDArray[np.float64]
+    """What the magnitudes `[n, 32]` became."""
+
+
+def _excess(sizes: NDArray[np.float64], one: _Rounded, other: _Rounded) -> NDArray[np.float64]:
+    """Return a number for each block with the sign of the squared error of `one` less that of `other`.
+
+    With x rounded to a or b, (x - a)**2 - (x - b)**2 = (b - a) * (2 * x - a - b). Where both scales are near the
+    largest number, all that counts are the 24 bits of numbers that round differently, and float64 holds the sum;
+    a scale so much smaller that it does not cuts off so much that rounding the sum cannot matter.
+    """
+    unit = np.frexp(sizes.max(axis=1))[1][:, None]
+    x, a, b = (np.ldexp(each, -unit) for each in (sizes, one.sizes, other.sizes))
+    excess: NDArray[np.float64] = ((b - a) * (2 * x - a - b)).sum(axis=1)
+    return excess
 
 
 def _round(values: NDArray[np.float64], scales: Array) -> _Rounded:
@@ -466,7 +498,7 @@ def _round(values: NDArray[np.float64], scales: Array) -> _Rounded:
     # A scale that may be named, but not with codes that are beyond float32 then.
     error[np.ldexp(rounded.max(axis=1), exponents[:, 0]) >= 2.0**128] = np.inf
     codes |= np.signbit(values).astype(np.int64) << 3
-    return _Rounded(codes, error, (sizes > MAGNITUDES[-1]).sum(axis=1))
+    return _Rounded(codes, error, (sizes > MAGNITUDES[-1]).sum(axis=1), np.ldexp(rounded, exponents))
 
 
 @dataclass
