@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,7 +149,7 @@ def speeds(rows: int, columns: int, rounds: int) -> Iterator[str]:
     """Yield a table of megabytes of BF16, two bytes a number, in a second of processor time of one thread."""
     values = np.random.default_rng(0).standard_normal((rows, columns)) * 0.02
     bits, wide = to_bfloat16(values), values.astype(np.float32)
-    layouts = {
+    layouts: dict[str, Array] = {
         "BF16, F order": np.asfortranarray(bits),
         "BF16, C order": bits,
         "float32, F order": np.asfortranarray(wide),
@@ -156,14 +157,14 @@ def speeds(rows: int, columns: int, rounds: int) -> Iterator[str]:
     }
     copied = np.empty_like(bits)
     jobs: dict[tuple[str, str], Callable[[], object]] = {
-        ("memcpy", "BF16, C order"): lambda: np.copyto(copied, bits)
+        ("memcpy", "BF16, C order"): partial(np.copyto, copied, bits)
     }
     for rule in ScaleRule:
         for layout, array in layouts.items():
-            jobs[rule.name, layout] = lambda array=array, rule=rule: quantise(array, rule)  # type: ignore[misc]
+            jobs[rule.name, layout] = partial(quantise, array, rule)
     named = quantise(bits).scales
     for layout, array in layouts.items():
-        jobs["MSE, scales named", layout] = lambda array=array: quantise(array, named=named)  # type: ignore[misc]
+        jobs["MSE, scales named", layout] = partial(quantise, array, named=named)
     seconds: dict[tuple[str, str], list[float]] = {job: [] for job in jobs}
     for _ in range(rounds):
         for job, run in jobs.items():
