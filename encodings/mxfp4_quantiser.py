@@ -47,7 +47,7 @@ _BINADE = 1 << 7
 _DEPTH = 23
 """Binades below the scale that tables reach; a number further down has the least squared error."""
 _LEAST_SQUARE = 2.0**-46
-"""Squared errors in units of the scale are rounded up to multiples of it: 32 of them add up without rounding."""
+"""Squared errors in units of the scale are rounded to multiples of it: 32 of them add up without rounding."""
 _STEPS = (_DEPTH + 3) * _BINADE
 _SIX = (_DEPTH + 2) * _BINADE + _BINADE // 2
 """Distance of the number 6 * 2**k."""
@@ -226,7 +226,7 @@ def _error_table() -> NDArray[np.complex128]:
     errors.real = np.square(sizes - _SIZES[_CODES])
     errors.imag = np.square(sizes - 2 * _SIZES[_RAISED_CODES])
     parts = errors.view(np.float64)
-    np.ceil(parts / _LEAST_SQUARE, out=parts)
+    np.rint(parts / _LEAST_SQUARE, out=parts)
     parts *= _LEAST_SQUARE
     return errors
 

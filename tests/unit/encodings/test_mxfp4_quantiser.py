@@ -184,6 +184,10 @@ BOUNDARIES = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.
 """All codes, all numbers half way between two, and all numbers at which a rule changes, in units of the scale."""
 
 
+NUDGES = st.sampled_from([-(1 << 16), -(1 << 15), -1, 0, 1, 1 << 15, 1 << 16])
+"""Steps of float32; 2**16 are one of bfloat16."""
+
+
 def beside(value: float, exponent: int, ulps: int, sign: int) -> float:
     """A number `ulps` steps of float32 beside `sign * value * 2**exponent`, within the finite ones."""
     exact = math.ldexp(value, exponent)
@@ -197,7 +201,7 @@ def numbers(exponent: int) -> st.SearchStrategy[float]:
     places = st.sampled_from(BOUNDARIES)
     signs = st.sampled_from([1, -1])
     coarse = st.builds(beside, places, st.just(exponent), st.just(0), signs)
-    edges = st.builds(beside, places, st.integers(exponent - 2, exponent + 1), st.integers(-1, 1), signs)
+    edges = st.builds(beside, places, st.integers(exponent - 2, exponent + 1), NUDGES, signs)
     small = st.builds(beside, st.just(1.0), st.integers(exponent - 60, exponent), st.integers(0, 3), signs)
     return coarse | edges | small | st.sampled_from([0.0, -0.0])
 
@@ -424,6 +428,20 @@ def test_numbers_far_below_the_scale_do_not_break_ties(tiny: float, place: int) 
         assert quantise(array, ScaleRule.RCEIL, np.array([[127]], np.uint8)).scales.item() == 127
 
 
+def test_sums_that_float64_rounds_do_not_break_ties() -> None:
+    """7.5 costs 2 more with the smaller scale, eight halves cost 2 more with the larger one, the others no more."""
+    rng = np.random.default_rng(0)
+    values = rng.uniform(0, 0.25, (2000, 32)).astype(np.float32)
+    values[:, 0] = 7.5
+    values[:, 1:9] = 0.5
+    values = rng.permuted(values, axis=1)
+    for name in (NONE, 127, 128):
+        found = quantise(values, named=np.full((2000, 1), name, np.uint8))
+        assert (found.scales == (128 if name == 128 else 127)).all()
+    values[values == 7.5] = np.nextafter(np.float32(7.5), np.float32(8))
+    assert (quantise(values).scales == 128).all()
+
+
 # --- rules and rounding
 
 
@@ -432,8 +450,10 @@ def test_numbers_far_below_the_scale_do_not_break_ties(tiny: float, place: int) 
     [
         (4, 0, []),
         (4, 1, ["ceil"]),
+        (4, 1 << 15, ["ceil"]),
         (6, 0, ["ceil"]),
         (6, 1, ["ceil", "rceil"]),
+        (6, 1 << 15, ["ceil", "rceil"]),
         (7, -1, ["ceil", "rceil"]),
         (7, 0, ["ceil", "rceil", "even"]),
         (7, 1, ["ceil", "rceil", "even", "mse"]),
@@ -462,6 +482,17 @@ def test_elements_round_to_the_nearest_code_and_ties_to_even(scale: int) -> None
     assert codes[:8].tolist() == list(range(8))
     assert codes[8:15].tolist() == [0, 2, 2, 4, 4, 6, 6]
     np.testing.assert_array_equal(codes[16:], codes[:16] | 8)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("bit", range(16))
+def test_every_bit_of_float32_counts(rule: ScaleRule, bit: int) -> None:
+    """Each half way between two codes, and each largest number at which a rule changes, just above it."""
+    values = np.full((5, 32), 0.5, np.float32)
+    values[:, :7] = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5]
+    values[1:, 8] = [4, 6, 7, 7.5]
+    values.view(np.uint32)[:, :9] += np.uint32(1 << bit)
+    assert_as_reference(values, rule)
 
 
 def test_zeros_and_what_becomes_zero_keep_their_sign() -> None:
@@ -539,6 +570,18 @@ def test_blocks_of_all_sizes_side_by_side() -> None:
 
 
 # --- what came from MXFP4
+
+
+@given(matrices(), st.sampled_from([ScaleRule.MSE, ScaleRule.EVEN, ScaleRule.FLOOR]), st.booleans())
+def test_blocks_are_made_canonical(values: Floats, rule: ScaleRule, narrow: bool) -> None:
+    found = quantise(truncated(values) if narrow else values, rule)
+    assert noncanonical_scales(found.codes, found.scales) is None
+
+
+@pytest.mark.parametrize("rule", [ScaleRule.RCEIL, ScaleRule.CEIL])
+def test_rules_that_round_up_make_others(rule: ScaleRule) -> None:
+    found = quantise(np.full((1, 32), 6.5, np.float32), rule)
+    assert noncanonical_scales(found.codes, found.scales) == 128
 
 
 def every_block() -> Chunk:
