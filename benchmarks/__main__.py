@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import folders, kernels, to_gguf
+from benchmarks import folders, kernels, quantisers, to_gguf
 
 
 @click.group()
@@ -46,6 +46,16 @@ def run_folders(layers: tuple[int, ...], rounds: int, peer_rounds: int, folder: 
         with tempfile.TemporaryDirectory(dir=folder) as work:
             result = folders.measure(Path(work) / "work", layers=count, rounds=rounds, peer_rounds=peer_rounds)
         print("\n".join(result.lines()), flush=True)
+
+
+@benchmarks.command("quantisers")
+@click.option("--rows", type=int, default=1024, show_default=True, help="Rows of the made-up weights.")
+@click.option("--columns", type=int, default=2880, show_default=True, help="Columns of the made-up weights.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Runs of each quantiser for its speed.")
+def run_quantisers(rows: int, columns: int, rounds: int) -> None:
+    """Compare the loss of MXFP4 quantisers, what they leave of fine-tunes, and the speed of ours."""
+    for line in quantisers.measure(rows, columns, rounds):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
