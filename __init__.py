@@ -5,39 +5,60 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gptoss_convert.canonical_hash import hash_checkpoint
     from gptoss_convert.checkpoint import Checkpoint, ModelConfig, Tensor
-    from gptoss_convert.converters.execute import Resources, execute
+    from gptoss_convert.converters.adapter import with_adapter
+    from gptoss_convert.converters.execute import Report, Resources, execute
     from gptoss_convert.converters.plan import Plan
+    from gptoss_convert.converters.to_bf16 import Bf16Options, plan_bf16
     from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
+    from gptoss_convert.converters.to_mxfp4 import Mxfp4Options, plan_mxfp4
     from gptoss_convert.errors import GptossConvertError
     from gptoss_convert.formats import open_checkpoint
+    from gptoss_convert.formats.peft import open_adapter
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Bf16Options": "converters.to_bf16",
     "Checkpoint": "checkpoint",
     "GgufOptions": "converters.to_gguf",
     "GptossConvertError": "errors",
     "ModelConfig": "checkpoint",
+    "Mxfp4Options": "converters.to_mxfp4",
     "Plan": "converters.plan",
+    "Report": "converters.execute",
     "Resources": "converters.execute",
     "Tensor": "checkpoint",
     "execute": "converters.execute",
+    "hash_checkpoint": "canonical_hash",
+    "open_adapter": "formats.peft",
     "open_checkpoint": "formats",
+    "plan_bf16": "converters.to_bf16",
     "plan_gguf": "converters.to_gguf",
+    "plan_mxfp4": "converters.to_mxfp4",
+    "with_adapter": "converters.adapter",
 }
 
 __all__ = [
+    "Bf16Options",
     "Checkpoint",
     "GgufOptions",
     "GptossConvertError",
     "ModelConfig",
+    "Mxfp4Options",
     "Plan",
+    "Report",
     "Resources",
     "Tensor",
     "execute",
+    "hash_checkpoint",
+    "open_adapter",
     "open_checkpoint",
+    "plan_bf16",
     "plan_gguf",
+    "plan_mxfp4",
+    "with_adapter",
 ]
 
 

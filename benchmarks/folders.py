@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.measure import Run, median_wall, run, touch_free_memory
+from benchmarks.measure import Run, median_ratio, median_wall, run, table, touch_free_memory
 from gptoss_convert.canonical_hash import hash_checkpoint
 from gptoss_convert.formats import open_checkpoint
 from tests.support import tokenizers
@@ -26,30 +26,15 @@ model.save_pretrained(sys.argv[2], save_original_format=False)
 """
 """How transformers loads, decodes and saves; without the last option it saves experts under wrong names."""
 
-_COLUMNS = {
-    "": 38,
-    "GB out": 8,
-    "wall s": 9,
-    "min": 8,
-    "max": 8,
-    "cpu s": 8,
-    "RSS MB": 9,
-    "private MB": 12,
-    "x cp": 8,
-}
-_HEADINGS = "".join(name.rjust(width) for name, width in _COLUMNS.items())
-
 
 @dataclass(frozen=True)
 class Result:
-    """Runs of each tool on the same checkpoint, in seconds and bytes."""
+    """Runs of each tool on the same checkpoint."""
 
     layers: int
     experts: int
     """Weights in expert matrices."""
     runs: dict[str, list[Run]]
-    nbytes: dict[str, int]
-    """Bytes that each tool writes."""
     same_hash: bool
 
     def lines(self) -> list[str]:
@@ -57,20 +42,9 @@ class Result:
         copy = self.runs["cp of the BF16 folder"]
         lines = [
             f"{self.layers} full-width layers, {self.experts} weights in experts",
-            _HEADINGS,
+            *table(self.runs, copy=copy),
+            f"to-bf16: median of the ratios to cp, pair by pair: {median_ratio(self.runs['to-bf16'], copy):.2f}",
         ]
-        for name, runs in self.runs.items():
-            if runs:
-                walls = [item.wall for item in runs]
-                cpu = statistics.median(item.cpu for item in runs)
-                resident, private = (max(getattr(item, kind) for item in runs) for kind in ("resident", "private"))
-                lines.append(
-                    f"{name:38}{self.nbytes[name] / 1e9:8.2f}{statistics.median(walls):9.2f}{min(walls):8.2f}"
-                    f"{max(walls):8.2f}{cpu:8.2f}{resident / 1e6:9.0f}{private / 1e6:12.0f}"
-                    f"{statistics.median(walls) / median_wall(copy):8.2f}"
-                )
-        pairs = [mine.wall / copied.wall for mine, copied in zip(self.runs["to-bf16"], copy, strict=True)]
-        lines.append(f"to-bf16: median of the ratios to cp, pair by pair: {statistics.median(pairs):.2f}")
         for rule in ("mse", "floor"):
             cpu = statistics.median(item.cpu for item in self.runs[f"to-mxfp4 --rule {rule}"])
             lines.append(
@@ -116,7 +90,6 @@ def _measure(source: Path, folder: Path, layers: int, rounds: int, peer_rounds: 
     words = (program, "to-mxfp4", bf16, "-o", mxfp4, "--quiet", "--scales-from", source)
     tools["to-mxfp4 --scales-from"] = (mxfp4, command(*words))
     runs: dict[str, list[Run]] = {name: [] for name in (*tools, "transformers")}
-    nbytes: dict[str, int] = {}
     needed = 4 * sum(path.stat().st_size for path in source.glob("*.safetensors"))
     # The first round fills the file cache and is not counted. Each output is removed right before it is written
     # again, so that all tools find the machine in the same state.
@@ -125,7 +98,6 @@ def _measure(source: Path, folder: Path, layers: int, rounds: int, peer_rounds: 
             shutil.rmtree(output, ignore_errors=True)
             touch_free_memory(needed)
             measured = tool()
-            nbytes[name] = sum(path.stat().st_size for path in output.iterdir())
             if number:
                 runs[name].append(measured)
     hashes = {hash_checkpoint(open_checkpoint(path), jobs=2).model for path in (source, bf16, mxfp4)}
@@ -134,7 +106,6 @@ def _measure(source: Path, folder: Path, layers: int, rounds: int, peer_rounds: 
         shutil.rmtree(theirs, ignore_errors=True)
         touch_free_memory(needed)
         runs["transformers"].append(run([sys.executable, "-P", "-c", _DEQUANTISE, source, theirs]))
-        nbytes["transformers"] = sum(path.stat().st_size for path in theirs.iterdir())
     shape = replace(REAL_20B, layers=layers)
     weights = 3 * shape.layers * shape.experts * shape.hidden * shape.intermediate
-    return Result(layers, weights, runs, nbytes, len(hashes) == 1)
+    return Result(layers, weights, runs, len(hashes) == 1)

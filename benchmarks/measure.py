@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,3 +79,26 @@ def touch_free_memory(nbytes: int) -> None:
 def median_wall(runs: Sequence[Run]) -> float:
     """Return the median of the wall times in seconds."""
     return statistics.median(run.wall for run in runs)
+
+
+def table(tools: Mapping[str, Sequence[Run]], *, copy: Sequence[Run]) -> list[str]:
+    """Return a line for each tool: medians, extremes and peaks of its runs, and the ratio to the runs of `copy`."""
+    width = max(map(len, tools)) + 2
+    headings = {"wall s": 9, "min": 8, "max": 8, "cpu s": 8, "RSS MB": 9, "private MB": 12, "x cp": 8}
+    lines = [" " * width + "".join(heading.rjust(size) for heading, size in headings.items())]
+    for name, runs in tools.items():
+        if runs:
+            walls = [item.wall for item in runs]
+            cpu = statistics.median(item.cpu for item in runs)
+            resident = max(item.resident for item in runs) / 1e6
+            private = max(item.private for item in runs) / 1e6
+            lines.append(
+                f"{name:{width}}{statistics.median(walls):9.2f}{min(walls):8.2f}{max(walls):8.2f}"
+                f"{cpu:8.2f}{resident:9.0f}{private:12.0f}{median_wall(runs) / median_wall(copy):8.2f}"
+            )
+    return lines
+
+
+def median_ratio(runs: Sequence[Run], others: Sequence[Run]) -> float:
+    """Return the median of the ratios of wall times, pair by pair."""
+    return statistics.median(mine.wall / other.wall for mine, other in zip(runs, others, strict=True))

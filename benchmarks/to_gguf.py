@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import statistics
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.measure import Run, median_wall, run, touch_free_memory
+from benchmarks.measure import Run, median_ratio, median_wall, run, table, touch_free_memory
 from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.formats.gguf.container import read_header
 from gptoss_convert.formats.storage import FileRef
@@ -33,24 +32,12 @@ class Result:
 
     def lines(self) -> list[str]:
         """Return the figures as lines of text."""
+        tools = {"cp": self.copies, "gptoss-convert": self.ours, "convert_hf_to_gguf.py": self.peer}
         lines = [
             f"{self.layers} full-width layers: {self.source_bytes} bytes in, {self.output_bytes} bytes out",
-            f"{'':24}{'wall s':>9}{'min':>8}{'max':>8}{'cpu s':>8}{'RSS MB':>9}{'private MB':>12}{'x cp':>8}",
+            *table(tools, copy=self.copies),
+            f"median of the ratios to cp, pair by pair: {median_ratio(self.ours, self.copies):.2f}",
         ]
-        copy = median_wall(self.copies)
-        tools = {"cp": self.copies, "gptoss-convert": self.ours, "convert_hf_to_gguf.py": self.peer}
-        for name, runs in tools.items():
-            if runs:
-                walls = [item.wall for item in runs]
-                cpu = statistics.median(item.cpu for item in runs)
-                resident = max(item.resident for item in runs) / 1e6
-                private = max(item.private for item in runs) / 1e6
-                lines.append(
-                    f"{name:24}{statistics.median(walls):9.2f}{min(walls):8.2f}{max(walls):8.2f}"
-                    f"{cpu:8.2f}{resident:9.0f}{private:12.0f}{statistics.median(walls) / copy:8.2f}"
-                )
-        pairs = [mine.wall / copied.wall for mine, copied in zip(self.ours, self.copies, strict=True)]
-        lines.append(f"median of the ratios to cp, pair by pair: {statistics.median(pairs):.2f}")
         if self.peer:
             lines.append(f"times faster than the peer: {median_wall(self.peer) / median_wall(self.ours):.1f}")
             lines.append(f"tensors equal to the peer's, byte for byte: {self.equal_tensors}")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gptoss_convert.encodings.base import Array, Chunk, EncodingError
 from gptoss_convert.encodings.mxfp4 import MXFP4
 from gptoss_convert.encodings.mxfp4_format import BLOCK, EMAX_ELEMENT, LARGEST_EXACT_SCALE, NOT_NAMED, SCALE_BIAS
+from gptoss_convert.encodings.mxfp4_words import CODES_PER_WORD, WORDS_PER_BLOCK, Bits16, pack_words
 from gptoss_convert.encodings.transpose import transposed
 
 _BLOCKS_AT_ONCE = 65_536
@@ -30,8 +31,6 @@ _TILE_NUMBERS = _MOST_LANES * 2 * BLOCK
 """Numbers that are recovered at once; the reasons are those for `_BLOCKS_AT_ONCE`."""
 
 _EVERY_NIBBLE = 0x1111_1111_1111_1111
-_CODES_PER_WORD = 4
-_WORDS_PER_BLOCK = BLOCK // _CODES_PER_WORD
 _LEAST_NORMAL_EXPONENT = 4
 """A block whose largest number has this exponent field has scale byte 2: all its codes are normal numbers."""
 _SPECIAL_EXPONENT = 255
@@ -41,8 +40,6 @@ _NOT_A_CODE = 255
 _CODE_OF_HALVES = np.full(16, _NOT_A_CODE, np.uint8)
 """Magnitude index by value in units of half the scale."""
 _CODE_OF_HALVES[[0, 1, 2, 3, 4, 6, 8, 12]] = range(8)
-
-Bits16 = NDArray[np.uint16]
 
 
 def noncanonical_scales(codes: Array, scales: Array) -> NDArray[np.uint8] | None:
@@ -158,13 +155,13 @@ def recover_blocks(bits: Bits16) -> Recovered:
     for start in range(0, rows, most):
         lanes = slice(start, start + most)
         numbers = bits[lanes]
-        words = np.empty((columns // _CODES_PER_WORD, len(numbers)), np.uint16)
+        words = np.empty((columns // CODES_PER_WORD, len(numbers)), np.uint16)
         by_block = np.empty((columns // BLOCK, len(numbers)), np.uint8)
         for block in range(0, columns // BLOCK, blocks):
             last = block + blocks
             tile = numbers[:, block * BLOCK : last * BLOCK]
             tile = tile.T if tile.strides[0] == tile.itemsize else transposed(tile)
-            targets = words[block * _WORDS_PER_BLOCK : last * _WORDS_PER_BLOCK], by_block[block:last]
+            targets = words[block * WORDS_PER_BLOCK : last * WORDS_PER_BLOCK], by_block[block:last]
             if not _recover_tile(tile, *targets, scratch):
                 exact[lanes] &= _recover_any(tile, *targets)
         codes[lanes] = transposed(words).view(np.uint8)
@@ -199,7 +196,7 @@ def _recover_tile(numbers: Bits16, words: Bits16, scales: Array, scratch: Bits16
     if np.count_nonzero(steps) != np.count_nonzero(magnitudes):  # a number below the smallest code
         return False
     packed, other = (part[: words.size].reshape(words.shape) for part in (scratch[0], scratch[0][words.size :]))
-    _pack(packed, steps, other)
+    pack_words(packed, steps, other)
     np.bitwise_or(packed >> 1, packed >> 2, out=other)
     other |= packed >> 3
     other &= _EVERY_NIBBLE & 0xFFFF
@@ -208,18 +205,9 @@ def _recover_tile(numbers: Bits16, words: Bits16, scales: Array, scratch: Bits16
         return False
     signs = np.bitwise_and(numbers, 0x8000, out=steps)
     signs >>= 12
-    _pack(words, signs, other)
+    pack_words(words, signs, other)
     words |= packed
     return True
-
-
-def _pack(words: Bits16, nibbles: Bits16, scratch: Bits16) -> None:
-    """Set `words` `[n, lanes]` to four rows each of `nibbles` `[4 * n, lanes]`, the first row lowest."""
-    np.left_shift(nibbles[3::4], 12, out=words)
-    for position in (2, 1):
-        np.left_shift(nibbles[position::4], 4 * position, out=scratch)
-        words |= scratch
-    words |= nibbles[0::4]
 
 
 def _recover_any(numbers: Bits16, words: Bits16, scales: Array) -> NDArray[np.bool_]:
@@ -236,5 +224,5 @@ def _recover_any(numbers: Bits16, words: Bits16, scales: Array) -> NDArray[np.bo
     codes = _CODE_OF_HALVES[whole]
     exact = finite & ((whole == halves) & (codes != _NOT_A_CODE)).all(axis=1)
     codes |= np.signbit(values).astype(np.uint8) << 3
-    _pack(words, codes.astype(np.uint16).reshape(-1, lanes), np.empty_like(words))
+    pack_words(words, codes.astype(np.uint16).reshape(-1, lanes), np.empty_like(words))
     return np.asarray(exact.all(axis=0))

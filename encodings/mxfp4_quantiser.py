@@ -34,13 +34,12 @@ from gptoss_convert.encodings.mxfp4_format import (
     NOT_NAMED,
     SCALE_BIAS,
 )
+from gptoss_convert.encodings.mxfp4_words import CODES_PER_WORD, WORDS_PER_BLOCK, Bits16, pack_words
 from gptoss_convert.encodings.transpose import transpose_into, transposed
 
 _TILE = 1 << 17
 """Numbers that are quantised side by side: all temporaries, about 10 bytes for each, stay in second-level cache."""
 _MOST_LANES = 1024
-_CODES_PER_WORD = 4
-_WORDS_PER_BLOCK = BLOCK // _CODES_PER_WORD
 
 _BINADE = 1 << 7
 """Steps of bfloat16 from a power of two to the next."""
@@ -58,8 +57,6 @@ _CLOSE = 2.0**-40
 """Two sums of 32 errors with a relative difference beyond this differ whatever was rounded."""
 _SAFE_EXPONENT = 40
 """Squares of numbers with a smaller exponent, and sums of many, are far from the ends of float32."""
-
-Bits16 = NDArray[np.uint16]
 
 
 class ScaleRule(enum.StrEnum):
@@ -174,7 +171,7 @@ def quantise(values: Array, rule: ScaleRule = ScaleRule.MSE, named: NDArray[np.u
     for start in range(0, rows, _MOST_LANES):
         lane = slice(start, start + _MOST_LANES)
         few = values[lane]
-        words = np.empty((columns // _CODES_PER_WORD, len(few)), np.uint16)
+        words = np.empty((columns // CODES_PER_WORD, len(few)), np.uint16)
         by_block = np.empty((columns // BLOCK, len(few)), np.uint8)
         for block in range(0, columns // BLOCK, tile_blocks):
             last = min(block + tile_blocks, columns // BLOCK)
@@ -182,7 +179,7 @@ def quantise(values: Array, rule: ScaleRule = ScaleRule.MSE, named: NDArray[np.u
             figures += tile.quantise(
                 rule,
                 None if named is None else named[lane, block:last],
-                words[block * _WORDS_PER_BLOCK : last * _WORDS_PER_BLOCK],
+                words[block * WORDS_PER_BLOCK : last * WORDS_PER_BLOCK],
                 by_block[block:last],
             )
         codes[lane] = transposed(words).view(np.uint8)
@@ -359,7 +356,7 @@ class _Tile:
         signs = np.bitwise_and(self._numbers, 0x8000, out=distances)
         signs >>= 12
         codes |= signs
-        _pack(words, codes)
+        pack_words(words, codes, np.empty_like(words))
 
     def _squared_signal(self, largest: int) -> float:
         """Return the sum of the squares; `largest` is the largest magnitude, as bits of bfloat16."""
@@ -391,9 +388,9 @@ class _Tile:
             values.astype(np.float64), rule, np.full(len(block), NOT_NAMED) if named is None else named[lane, block]
         )
         scales[block, lane] = outcome.scales
-        packed = np.empty((_WORDS_PER_BLOCK, len(block)), np.uint16)
-        _pack(packed, np.ascontiguousarray(outcome.codes.T))
-        words.reshape(self._blocks, _WORDS_PER_BLOCK, self._lanes)[block, :, lane] = packed.T
+        packed = np.empty((WORDS_PER_BLOCK, len(block)), np.uint16)
+        pack_words(packed, np.ascontiguousarray(outcome.codes.T), np.empty_like(packed))
+        words.reshape(self._blocks, WORDS_PER_BLOCK, self._lanes)[block, :, lane] = packed.T
         sums.replace(block, lane, outcome)
 
 
@@ -406,14 +403,6 @@ def _widened(bits: Bits16) -> NDArray[np.float32]:
     wide = bits.astype(np.uint32)
     wide <<= 16
     return wide.view(np.float32)
-
-
-def _pack(words: Bits16, codes: Bits16) -> None:
-    """Set `words` `[n, lanes]` to four rows each of `codes` `[4 * n, lanes]`, the first row lowest."""
-    np.left_shift(codes[3::4], 12, out=words)
-    for position in (2, 1):
-        words |= codes[position::4] << (4 * position)
-    words |= codes[0::4]
 
 
 @dataclass(frozen=True)

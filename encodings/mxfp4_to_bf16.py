@@ -20,11 +20,11 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gptoss_convert.encodings.base import Array, EncodingError
 from gptoss_convert.encodings.mxfp4 import MXFP4, PAIR_VALUES, look_up_pairs
 from gptoss_convert.encodings.mxfp4_format import BLOCK, LARGEST_EXACT_SCALE
+from gptoss_convert.encodings.mxfp4_words import CODES_PER_WORD, WORDS_PER_BLOCK, Bits16
 from gptoss_convert.encodings.transpose import transpose_into
 
 SCRATCH_BYTES = 1536 << 10
@@ -34,15 +34,11 @@ Half of it would be as good for one thread, but threads that make many short cal
 lock.
 """
 
-_CODES_PER_WORD = 4
-_WORDS_PER_BLOCK = BLOCK // _CODES_PER_WORD
 _MOST_LANES = 1024
 """Rows of a chunk that are decoded side by side: fewer make short inner loops, more leave too few blocks."""
 _LEAST_NORMAL_SCALE = 2
 """From this scale byte on every code but zero is a normal number of bfloat16."""
 _EXPONENT = 0x7F80
-
-Bits16 = NDArray[np.uint16]
 
 
 def decode_to_bf16(codes: Array, scales: Array, order: Literal["C", "F"] = "C") -> Bits16:
@@ -87,14 +83,14 @@ def _decode_columns(stored: Bits16, codes: Array, scales: Array) -> None:
     """Decode into `stored` `[columns, rows]`, C-contiguous."""
     words = np.ascontiguousarray(codes).view("<u2")
     lanes = max(min(len(codes), _MOST_LANES), 1)
-    blocks = max(SCRATCH_BYTES // (4 * 2 * _WORDS_PER_BLOCK * lanes), 1)
-    scratch = np.empty((4, min(blocks, scales.shape[1]) * _WORDS_PER_BLOCK * lanes), np.uint16)
+    blocks = max(SCRATCH_BYTES // (4 * 2 * WORDS_PER_BLOCK * lanes), 1)
+    scratch = np.empty((4, min(blocks, scales.shape[1]) * WORDS_PER_BLOCK * lanes), np.uint16)
     for first in range(0, len(codes), lanes):
         rows = slice(first, first + lanes)
         for block in range(0, scales.shape[1], blocks):
             few = scales[rows, block : block + blocks]
             last = block + few.shape[1]
-            tile = words[rows, block * _WORDS_PER_BLOCK : last * _WORDS_PER_BLOCK]
+            tile = words[rows, block * WORDS_PER_BLOCK : last * WORDS_PER_BLOCK]
             target = stored[block * BLOCK : last * BLOCK, rows]
             if _is_plain(tile, few):
                 _decode_tile(target, tile, few, scratch)
@@ -109,7 +105,7 @@ def _is_plain(words: Array, scales: Array) -> bool:
     if scales.max() > LARGEST_EXACT_SCALE:
         return False
     small = scales < _LEAST_NORMAL_SCALE
-    return not (small.any() and (words.reshape(*scales.shape, _WORDS_PER_BLOCK)[small] & 0x7777).any())
+    return not (small.any() and (words.reshape(*scales.shape, WORDS_PER_BLOCK)[small] & 0x7777).any())
 
 
 def _decode_tile(stored: Bits16, words: Array, scales: Array, scratch: Bits16) -> None:
@@ -135,8 +131,8 @@ def _decode_tile(stored: Bits16, words: Array, scales: Array, scratch: Bits16) -
     other |= 0xEEEE
     codes &= other
 
-    by_block = other.reshape(blocks, _WORDS_PER_BLOCK, lanes)
-    for position in range(_CODES_PER_WORD):
+    by_block = other.reshape(blocks, WORDS_PER_BLOCK, lanes)
+    for position in range(CODES_PER_WORD):
         if position == 2:
             codes >>= 8
             nonzero >>= 8
@@ -147,4 +143,4 @@ def _decode_tile(stored: Bits16, words: Array, scales: Array, scratch: Bits16) -
         np.bitwise_and(number, 0x81C0, out=number)
         np.bitwise_and(nonzero, 0x10 if upper else 0x01, out=other)
         np.multiply(by_block, factors[upper], out=by_block)
-        np.add(number, other, out=stored[position::_CODES_PER_WORD])
+        np.add(number, other, out=stored[position::CODES_PER_WORD])
