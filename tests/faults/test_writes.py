@@ -309,12 +309,22 @@ sys.exit(run(arguments))
 MOMENTS = [("pwrite", 2), ("pwrite", 20), ("fsync", 1), ("replace", 1)]
 
 
+def heed_interrupts() -> None:
+    """Undo what a shell does to tests in the background: they, and what they start, do not get Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def stopped(step: str, number: int, how: signal.Signals, source: Path, output: Path) -> int:
     """Send a signal to a conversion at a moment, and return its exit code."""
     command = [sys.executable, "-P", "-c", DRIVER, step, str(number)]
     command += ["to-gguf", str(source), "-o", str(output), "--force", "-q", "--jobs", "1"]
     with subprocess.Popen(
-        command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        command,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=heed_interrupts,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"now\n"
