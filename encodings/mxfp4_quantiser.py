@@ -3,10 +3,11 @@
 Source: OCP Microscaling Formats (MX) Specification v1.0, section 6.3, for the floor rule and the rounding of
 elements; docs/quantisation.md says who uses which rule.
 
-Whatever the rule, the scale is 2**k or 2**(k + 1) with k = floor(log2(largest)) - 2, so both errors of a block tell
-what every rule does. A larger scale has no code in reach that 2**(k + 1) has not. With a smaller one, the largest
-number is cut off by a quarter of itself or more: that pays only for 2**(k - 1), if the largest number is below
-4.5 * 2**k and nearly all others are near 2**k / 4 or 3 * 2**k / 4, which no search here looks for.
+With k = floor(log2(largest)) - 2, every rule takes the scale 2**k or 2**(k + 1), so both errors of a block tell
+what each would do; only the least squared error may need another. A larger scale has no code in reach that
+2**(k + 1) has not. With a smaller one the largest number is cut off by a quarter of itself or more, which pays for
+2**(k - 1) alone, if that number is below 4.5 * 2**k and nearly all others are near 2**k / 4 or 3 * 2**k / 4. Such
+blocks are rare, and are looked for only where the error of the others does not rule them out.
 
 The work is done on numbers cut to the sixteen bits of bfloat16. A sticky bit in the last place stands for the bits
 that a float32 number has beyond, and since no boundary between two codes and no boundary of a rule has that bit,
@@ -63,7 +64,7 @@ class ScaleRule(enum.StrEnum):
     """How the scale 2**k of a block is chosen from its largest magnitude, m * 2**e with 1 <= m < 2."""
 
     MSE = "mse"
-    """The one of e - 2 and e - 1 with the smaller squared error, e - 2 in a tie."""
+    """The scale with the least squared error: e - 2, e - 1 or, seldom, e - 3, in a tie the first of these."""
     EVEN = "even"
     """e - 2, or e - 1 from m = 1.75 on, where the largest magnitude rounds up to a power of two."""
     FLOOR = "floor"
@@ -233,6 +234,14 @@ _ROUNDED = _SIZES[_CODES].astype(np.float32)
 _RAISED_ROUNDED = (2 * _SIZES[_RAISED_CODES]).astype(np.float32)
 
 
+_LOWERABLE = _BINADE // 8
+"""Mantissa of 4.5: from there on, cutting off costs more than the next smaller scale can win."""
+_LEAST_CUT = 1.0
+"""What cutting off a number of at least 4 units at 3 costs."""
+_LOWERED = _SIZES[np.concatenate([_CODES[_BINADE:], np.full(_BINADE, len(_SIZES) - 1, np.uint16)])] / 2
+"""What magnitudes become with the next smaller scale, by their distance, in units of the smaller one."""
+
+
 class _Scratch:
     """Temporaries of a tile, one after the other in flat arrays."""
 
@@ -294,6 +303,7 @@ class _Tile:
         if self._wide:
             odd |= (np.abs(smaller - larger) <= _CLOSE * smaller) & (smaller > 0)
         mantissas = largest & (_BINADE - 1)
+        odd |= self._may_be_lowered(by_block, exponents, mantissas, np.minimum(smaller, larger))
         raised = _raised(mantissas)
         raised[ScaleRule.MSE] = larger < smaller
         chosen = raised[rule]
@@ -349,6 +359,24 @@ class _Tile:
             found.append(np.square(error, out=error).sum(axis=1))
         return found[0], found[1]
 
+    def _may_be_lowered(self, by_block: Bits16, exponents: Bits16, mantissas: Bits16, error: Array) -> Array:
+        """Return for which blocks `[blocks, lanes]` the next smaller scale may have less than `error`.
+
+        Args:
+            by_block: distances `[blocks, 32, lanes]`.
+            exponents: exponent fields of the largest magnitudes, `[blocks, lanes]`.
+            mantissas: their mantissas.
+            error: the least squared error of the other scales, in units of the smaller one.
+        """
+        found: Array = (mantissas < _LOWERABLE) & (error > _LEAST_CUT)
+        block, lane = np.nonzero(found)
+        values = self._by_block(self._values)[block, :, lane]
+        unit = 2 + SCALE_BIAS - exponents[block, lane].astype(np.int32)
+        sizes = np.ldexp(np.abs(values if self._wide else _widened(values)), unit[:, None])
+        lowered = np.square(sizes - np.take(_LOWERED, by_block[block, :, lane], mode="clip")).sum(axis=1)
+        found[block, lane] = lowered < error[block, lane] * (1 + _CLOSE)
+        return found
+
     def _encode(self, distances: Bits16, words: Bits16) -> None:
         """Set `words` from distances to the chosen scales and the signs of the numbers."""
         codes = self._array(self._scratch.codes)
@@ -387,9 +415,9 @@ class _Tile:
         outcome = _quantise_blocks(
             values.astype(np.float64), rule, np.full(len(block), NOT_NAMED) if named is None else named[lane, block]
         )
-        scales[block, lane] = outcome.scales
+        scales[block, lane] = outcome.rounded.scales
         packed = np.empty((WORDS_PER_BLOCK, len(block)), np.uint16)
-        pack_words(packed, np.ascontiguousarray(outcome.codes.T), np.empty_like(packed))
+        pack_words(packed, outcome.rounded.codes.T.astype(np.uint16, order="C"), np.empty_like(packed))
         words.reshape(self._blocks, WORDS_PER_BLOCK, self._lanes)[block, :, lane] = packed.T
         sums.replace(block, lane, outcome)
 
@@ -406,61 +434,61 @@ def _widened(bits: Bits16) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class _Outcome:
-    """Blocks that were quantised number by number; errors are absolute."""
+class _Rounded:
+    """Blocks rounded with given scales; errors are absolute."""
 
-    codes: NDArray[np.uint16]
+    codes: Array
     """`[n, 32]`."""
-    scales: NDArray[np.uint8]
+    scales: Array
     error: NDArray[np.float64]
+    clipped: Array
+    sizes: NDArray[np.float64]
+    """What the magnitudes `[n, 32]` became."""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """Blocks that were quantised number by number."""
+
+    rounded: _Rounded
     errors: Mapping[ScaleRule, NDArray[np.float64]]
-    clipped: NDArray[np.int64]
+    """By rule, without scales to keep."""
     kept: NDArray[np.bool_]
 
 
 def _quantise_blocks(values: NDArray[np.float64], rule: ScaleRule, named: Array) -> _Outcome:
     """Quantise blocks `[n, 32]` at any magnitude, with float64 arithmetic."""
-    mantissa, exponent = np.frexp(np.abs(values).max(axis=1))
+    sizes = np.abs(values)
+    mantissa, exponent = np.frexp(sizes.max(axis=1))
     unbounded = exponent - 1 - EMAX_ELEMENT + SCALE_BIAS
     floor = np.clip(unbounded, 0, LARGEST_EXACT_SCALE)
-    next_one = np.minimum(floor + 1, LARGEST_EXACT_SCALE)
-    smaller, larger = (_round(values, scale) for scale in (floor, next_one))
+    lowered, smaller, larger = (
+        _round(values, np.clip(floor + step, 0, LARGEST_EXACT_SCALE)) for step in (-1, 0, 1)
+    )
     steps = (2 * mantissa - 1) * _BINADE
     sticky = np.floor(steps).astype(np.int64) | (steps % 1 > 0)
     raised = _raised(sticky)
-    raised[ScaleRule.MSE] = _excess(np.abs(values), smaller, larger) > 0
+    raised[ScaleRule.MSE] = _excess(sizes, smaller, larger) > 0
     # Raised from below the least scale, a scale is the least one.
-    raised = {each: up & (unbounded >= 0) for each, up in raised.items()}
-    chosen = raised[rule]
-    scales = np.where(chosen, next_one, floor)
-    rounded = _Rounded(
-        np.where(chosen[:, None], larger.codes, smaller.codes),
-        np.where(chosen, larger.error, smaller.error),
-        np.where(chosen, larger.clipped, smaller.clipped),
-        np.where(chosen[:, None], larger.sizes, smaller.sizes),
+    by_rule = {each: _select(up & (unbounded >= 0), larger, smaller) for each, up in raised.items()}
+    best = by_rule[ScaleRule.MSE]
+    by_rule[ScaleRule.MSE] = _select(_excess(sizes, best, lowered) > 0, lowered, best)
+    rounded = by_rule[rule]
+    other = _round(values, np.where(named == NOT_NAMED, rounded.scales, named))
+    kept = (named != NOT_NAMED) & (_excess(sizes, other, rounded) <= 0) & np.isfinite(other.error)
+    return _Outcome(_select(kept, other, rounded), {each: outcome.error for each, outcome in by_rule.items()}, kept)
+
+
+def _select(mask: Array, one: _Rounded, other: _Rounded) -> _Rounded:
+    """Return the blocks of `one` where `mask` `[n]` is set, and those of `other` elsewhere."""
+    wide = mask[:, None]
+    return _Rounded(
+        np.where(wide, one.codes, other.codes),
+        np.where(mask, one.scales, other.scales),
+        np.where(mask, one.error, other.error),
+        np.where(mask, one.clipped, other.clipped),
+        np.where(wide, one.sizes, other.sizes),
     )
-    wanted = np.where(named == NOT_NAMED, scales, named)
-    other = _round(values, wanted)
-    kept = (named != NOT_NAMED) & (_excess(np.abs(values), other, rounded) <= 0) & np.isfinite(other.error)
-    return _Outcome(
-        codes=np.where(kept[:, None], other.codes, rounded.codes).astype(np.uint16),
-        scales=np.where(kept, wanted, scales).astype(np.uint8),
-        error=np.where(kept, other.error, rounded.error),
-        errors={each: np.where(up, larger.error, smaller.error) for each, up in raised.items()},
-        clipped=np.where(kept, other.clipped, rounded.clipped),
-        kept=kept,
-    )
-
-
-@dataclass(frozen=True)
-class _Rounded:
-    """Blocks rounded with given scales."""
-
-    codes: Array
-    error: NDArray[np.float64]
-    clipped: Array
-    sizes: NDArray[np.float64]
-    """What the magnitudes `[n, 32]` became."""
 
 
 def _excess(sizes: NDArray[np.float64], one: _Rounded, other: _Rounded) -> NDArray[np.float64]:
@@ -487,7 +515,8 @@ def _round(values: NDArray[np.float64], scales: Array) -> _Rounded:
     # A scale that may be named, but not with codes that are beyond float32 then.
     error[np.ldexp(rounded.max(axis=1), exponents[:, 0]) >= 2.0**128] = np.inf
     codes |= np.signbit(values).astype(np.int64) << 3
-    return _Rounded(codes, error, (sizes > MAGNITUDES[-1]).sum(axis=1), np.ldexp(rounded, exponents))
+    clipped = (sizes > MAGNITUDES[-1]).sum(axis=1)
+    return _Rounded(codes, scales, error, clipped, np.ldexp(rounded, exponents))
 
 
 @dataclass
@@ -502,8 +531,8 @@ class _Sums:
     def replace(self, block: Array, lane: Array, outcome: _Outcome) -> None:
         for rule, error in self.errors.items():
             error[block, lane] = outcome.errors[rule]
-        self.error[block, lane] = outcome.error
-        self.clipped[block, lane] = outcome.clipped
+        self.error[block, lane] = outcome.rounded.error
+        self.clipped[block, lane] = outcome.rounded.clipped
         self.kept[block, lane] = outcome.kept
 
     def total(self, values: int, squared_signal: float) -> QuantisationFigures:
