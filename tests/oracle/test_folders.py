@@ -43,9 +43,10 @@ class Sources:
         return self._folder / name
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
-    return Sources(tmp_path_factory.mktemp("sources"), SHAPE)
+@pytest.fixture(scope="module", params=[True, False], ids=["edge blocks", "usual blocks"])
+def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """With extreme scales among them, and without: numbers of usual size take a faster way."""
+    return Sources(tmp_path_factory.mktemp("sources"), SHAPE, edge_blocks=request.param)
 
 
 @pytest.fixture(scope="module")
