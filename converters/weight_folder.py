@@ -56,6 +56,7 @@ def carry_over(checkpoint: Checkpoint, tokenizer: TokenizerSource | None) -> Car
         return Carried(copies, {}, {}, ("no tokenizer: the source has none; name one with --tokenizer",))
     if source.path.name == TOKENIZER_JSON:
         beside = Assets(source.path.parent)
+        copies = {name: path for name, path in copies.items() if name not in TOKENIZER_FILES}
         copies |= {name: path for name in TOKENIZER_FILES if (path := beside.path(name)) is not None}
         notes = () if source.path.parent == checkpoint.assets.folder else (f"tokenizer: {source.path}",)
         return Carried(copies, {}, {}, notes)

@@ -81,6 +81,18 @@ def test_tokenizer_of_another_folder_takes_the_place_of_the_own_one(model: Path,
         assert (output / name).read_bytes() == (other / name).read_bytes()
 
 
+def test_tokenizers_of_two_folders_are_not_mixed(model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_small_tokenizer(other)
+    for name in TOKENIZER_FILES[1:]:
+        (other / name).unlink(missing_ok=True)
+    carried = carry_over(open_checkpoint(model), open_tokenizer(other))
+    assert {name: path for name, path in carried.copies.items() if name in TOKENIZER_FILES} == {
+        "tokenizer.json": other / "tokenizer.json"
+    }
+    assert {*TEXTS, "generation_config.json"} <= carried.copies.keys()
+
+
 @pytest.mark.parametrize("layout", ["hf", "openai"])
 def test_tokenizer_of_a_gguf_file_is_written_anew(model: Path, tmp_path: Path, layout: str) -> None:
     source = open_checkpoint(to_gguf(model, tmp_path / "model.gguf"))
