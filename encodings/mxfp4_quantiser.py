@@ -236,8 +236,6 @@ _RAISED_ROUNDED = (2 * _SIZES[_RAISED_CODES]).astype(np.float32)
 
 _LOWERABLE = _BINADE // 8
 """Mantissa of 4.5: from there on, cutting off costs more than the next smaller scale can win."""
-_LEAST_CUT = 1.0
-"""What cutting off a number of at least 4 units at 3 costs."""
 _LOWERED = _SIZES[np.concatenate([_CODES[_BINADE:], np.full(_BINADE, len(_SIZES) - 1, np.uint16)])] / 2
 """What magnitudes become with the next smaller scale, by their distance, in units of the smaller one."""
 
@@ -295,10 +293,11 @@ class _Tile:
         np.clip(exponents, _LEAST_EXPONENT, _LARGEST_EXPONENT, out=exponents)
         lowest = ((exponents - (2 + _DEPTH)) << 7)[:, None]
         by_block = self._by_block(distances)
-        least = np.minimum(distances, 1, out=self._array(self._scratch.codes))
+        present = np.count_nonzero(distances)
         np.maximum(by_block, lowest, out=by_block)
         by_block -= lowest
-        np.maximum(distances, least, out=distances)
+        if np.count_nonzero(distances) < present:  # numbers below the tables are not zeros
+            np.maximum(distances, (self._numbers & 0x7FFF) != 0, out=distances)
         smaller, larger = self._errors(distances, exponents)
         if self._wide:
             odd |= (np.abs(smaller - larger) <= _CLOSE * smaller) & (smaller > 0)
@@ -326,13 +325,18 @@ class _Tile:
         shift = (chosen.astype(np.uint16) << 7)[:, None]
         np.maximum(by_block, shift, out=by_block)
         by_block -= shift
-        clipped = by_block > _SIX if (largest & (_BINADE - 1) > _BINADE // 2).any() else None
+        clipped = np.zeros(chosen.shape, np.uint8)
+        if (mantissas > _BINADE // 2).any():
+            np.add.reduce((by_block > _SIX).view(np.uint8), axis=1, out=clipped)
         self._encode(distances, words)
         unit = np.ldexp(1.0, 2 * (floor.astype(np.int32) - SCALE_BIAS))
+        smaller *= unit
+        larger *= unit
+        errors = {each: np.where(up, larger, smaller) for each, up in raised.items()}
         figures = _Sums(
-            errors={each: np.where(up, larger, smaller) * unit for each, up in raised.items()},
-            error=np.where(chosen, larger, smaller) * unit,
-            clipped=np.zeros(chosen.shape, np.int64) if clipped is None else clipped.sum(axis=1),
+            errors=errors,
+            error=errors[rule] if named is None else np.where(chosen, larger, smaller),
+            clipped=clipped,
             kept=kept,
         )
         if odd.any():
@@ -368,7 +372,8 @@ class _Tile:
             mantissas: their mantissas.
             error: the least squared error of the other scales, in units of the smaller one.
         """
-        found: Array = (mantissas < _LOWERABLE) & (error > _LEAST_CUT)
+        cut = 1 + mantissas / np.float32(_BINADE // 4)  # what the largest number, 4 * (1 + m), loses at 3
+        found: Array = (mantissas < _LOWERABLE) & (error > np.square(cut))
         block, lane = np.nonzero(found)
         values = self._by_block(self._values)[block, :, lane]
         unit = 2 + SCALE_BIAS - exponents[block, lane].astype(np.int32)
@@ -402,8 +407,7 @@ class _Tile:
                 np.left_shift(bits, 16, out=bits)
             if factor is not None:
                 np.multiply(squares, factor, out=squares)
-            np.square(squares, out=squares)
-            total += float(np.add.reduce(squares, axis=0).sum(dtype=np.float64))
+            total += float(np.vecdot(squares, squares).sum(dtype=np.float64))
         return total if factor is None else math.ldexp(total, 2 * exponent)
 
     def _requantise(
@@ -525,7 +529,7 @@ class _Sums:
 
     errors: dict[ScaleRule, NDArray[np.float64]]
     error: NDArray[np.float64]
-    clipped: NDArray[np.int64]
+    clipped: NDArray[np.uint8]
     kept: NDArray[np.bool_]
 
     def replace(self, block: Array, lane: Array, outcome: _Outcome) -> None:
