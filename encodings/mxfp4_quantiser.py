@@ -407,7 +407,8 @@ class _Tile:
                 np.left_shift(bits, 16, out=bits)
             if factor is not None:
                 np.multiply(squares, factor, out=squares)
-            total += float(np.vecdot(squares, squares).sum(dtype=np.float64))
+            np.square(squares, out=squares)
+            total += float(np.add.reduce(squares, axis=0).sum(dtype=np.float64))
         return total if factor is None else math.ldexp(total, 2 * exponent)
 
     def _requantise(
