@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from gptoss_convert.errors import InputError
 from gptoss_convert.verify.recording import Recording, RecordingWriter
 from gptoss_convert.verify.runners.protocol import Scores
