@@ -2,179 +2,33 @@
 
 from __future__ import annotations
 
-import functools
-import io
-import os
-import re
-import signal
 import sys
-import threading
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from gptoss_convert import __version__, console
 from gptoss_convert.assets import is_utf8
-from gptoss_convert.errors import GptossConvertError, InputError, OptionError
-
-INTERNAL_ERROR = 70
-INTERRUPTED = 130
-CHECK_FAILED = 1
-OUTPUT_FAILED = 5
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-DENSE_ENCODINGS = ("bf16", "f16", "f32", "q8_0")
-FOLDER_ENCODINGS = ("bf16", "f16", "f32")
-AS_IN_SOURCE = "source"
-LAYOUTS = ("hf", "openai")
-SCALE_RULES = ("mse", "even", "floor", "rceil", "ceil")
-EXPERT_ENCODINGS = ("mxfp4", *DENSE_ENCODINGS)
-"""Named here too, because importing the places that define them would slow down `--help`; a test compares them."""
-
-_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
-_BINARY_UNITS = {"KI": 1024, "MI": 1024**2, "GI": 1024**3, "TI": 1024**4}
-
-
-class Size(click.ParamType[int]):
-    """A number of bytes: 500, 60M, 4GB, 4GiB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number of bytes."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", str(value).strip().upper())
-        factor = (_UNITS | _BINARY_UNITS).get(match[2]) if match else None
-        if match is None or factor is None:
-            self.fail(f"{value!r} is no size; write for example 500M, 4GB or 4GiB", param, ctx)
-        number = float(match[1]) * factor
-        if not 1 <= number < 1 << 63:
-            self.fail(f"{value!r} is no size from one byte on", param, ctx)
-        return int(number)
-
-
-class Override(click.ParamType[tuple[str, str]]):
-    """PATTERN=ENCODING for single tensors."""
-
-    name = "pattern=encoding"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        """Return pattern and encoding."""
-        pattern, separator, encoding = str(value).rpartition("=")
-        if not separator or not pattern or encoding not in EXPERT_ENCODINGS:
-            self.fail(f"{value!r}: write for example 'blk.*.attn_q.weight=q8_0'", param, ctx)
-        return pattern, encoding
-
-
-SECTIONS = ("Input", "Output", "Encoding", "Description", "Resources", "Reporting", "Other")
-
-
-class SectionedCommand(click.Command):
-    """A command whose help lists its options by the section that `[section]` at the start of their help names."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options of each section under a heading of their own."""
-        sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in SECTIONS}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if isinstance(param, click.Option) and record is not None:
-                match = re.match(r"\[(\w+)] (.*)", record[1], re.DOTALL)
-                heading, text = (match[1].capitalize(), match[2]) if match else ("Other", record[1])
-                sections[heading].append((record[0], text))
-        for heading, records in sections.items():
-            if records:
-                with formatter.section(f"{heading} options"):
-                    formatter.write_dl(records)
-
-
-def _common(command: Command) -> Command:
-    """Add the options that every command has, and turn errors into one line and an exit code."""
-
-    @functools.wraps(command)
-    def reporting(*args: Any, as_json: bool, quiet: bool, debug: bool, **kwargs: Any) -> None:
-        try:
-            command(*args, as_json=as_json, quiet=quiet, **kwargs)
-        except GptossConvertError as error:
-            if debug:
-                traceback.print_exc()
-            if as_json:
-                console.print_json(error.as_dict())
-            console.print_error(error)
-            sys.exit(error.exit_code)
-        except OSError as error:
-            if error.filename is None:  # writing to a stream failed; errors of files name the file
-                raise _OutputStreamError from error
-            console.print_error(InputError(f"cannot access: {error.strerror}", file=error.filename))
-            sys.exit(InputError.exit_code)
-        except (KeyboardInterrupt, click.ClickException, click.exceptions.Exit, SystemExit):
-            raise
-        except Exception as error:
-            if debug:
-                traceback.print_exc()
-            print(f"error: internal error: {error!r}; run again with --debug and report it", file=sys.stderr)
-            sys.exit(INTERNAL_ERROR)
-
-    for option in (
-        click.option("--debug", is_flag=True, help="[reporting] Show the traceback of an error."),
-        click.option("-q", "--quiet", is_flag=True, help="[reporting] Print nothing but errors."),
-        click.option(
-            "--json", "as_json", is_flag=True, help="[reporting] Print one JSON document on standard output."
-        ),
-    ):
-        reporting = option(reporting)
-    return reporting  # type: ignore[return-value]
-
-
-def _conversion(command: Command) -> Command:
-    """Add the options that every conversion has."""
-    for option in (
-        click.option("--no-progress", is_flag=True, help="[reporting] Show no progress."),
-        click.option(
-            "--max-memory",
-            type=Size(),
-            metavar="SIZE",
-            help="[resources] Memory for data in flight (default: 192MiB).",
-        ),
-        click.option(
-            "--jobs",
-            type=click.IntRange(1, 64),
-            metavar="N",
-            help="[resources] Chunks at a time (default: cores, up to 4).",
-        ),
-        click.option(
-            "--manifest",
-            is_flag=True,
-            help="[output] Also write a manifest: SHA-256 of every file, canonical hash of every tensor.",
-        ),
-        click.option("--dry-run", is_flag=True, help="[output] Print what would be written, and write nothing."),
-        click.option("--force", is_flag=True, help="[output] Replace an existing output."),
-        click.option(
-            "--allow-lossy-source",
-            is_flag=True,
-            help="[input] Decode numbers that were rounded when SRC was stored (q8_0, q4_k, ...).",
-        ),
-        click.option(
-            "--adapter",
-            type=click.Path(path_type=Path),
-            metavar="DIR",
-            help="[input] Folder of a LoRA adapter in PEFT's format, to be merged into SRC.",
-        ),
-        click.option(
-            "--tokenizer",
-            type=click.Path(path_type=Path),
-            metavar="DIR",
-            help="[input] Folder of the tokenizer, if not SRC.",
-        ),
-    ):
-        command = option(command)
-    return command
+from gptoss_convert.errors import OptionError
+from gptoss_convert.options import (
+    AS_IN_SOURCE,
+    DENSE_ENCODINGS,
+    EXPERT_ENCODINGS,
+    FOLDER_ENCODINGS,
+    LAYOUTS,
+    SCALE_RULES,
+    Override,
+    RunOptions,
+    SectionedCommand,
+    Size,
+    common_options,
+    conversion_options,
+    split_options,
+)
+from gptoss_convert.process import CHECK_FAILED, run_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -194,7 +48,7 @@ def cli() -> None:
     "--hash", "with_hash", is_flag=True,
     help="[reporting] Read all tensors and show the canonical hash, which is the same in every exact format.",
 )  # fmt: skip
-@_common
+@common_options
 def inspect(source: Path, *, with_hash: bool, as_json: bool, quiet: bool) -> None:
     """Show what SRC is: format, configuration, tensors, tokenizer, problems.
 
@@ -271,8 +125,8 @@ def _with_hash(checkpoint: Any, inspection: Any, *, quiet: bool) -> Any:
 @click.option(
     "--base-model", "base_models", multiple=True, metavar="OWNER/NAME", help="[description] Base model. Repeatable."
 )
-@_conversion
-@_common
+@conversion_options
+@common_options
 def to_gguf(
     source: Path,
     *,
@@ -298,7 +152,7 @@ def to_gguf(
     from gptoss_convert.description import Description
     from gptoss_convert.formats.model_card import hub_reference
 
-    run, description = _split_options(options)
+    run, description = split_options(options)
     stated = [("base_model", text) for text in base_models] + [
         (key, text or "") for key, text in description.items()
     ]
@@ -330,8 +184,8 @@ def to_gguf(
     "--max-shard-size", type=Size(), metavar="SIZE",
     help="[output] Bytes of tensor data per file (default: 5GB).",
 )  # fmt: skip
-@_conversion
-@_common
+@conversion_options
+@common_options
 def to_bf16(source: Path, *, output: Path, max_shard_size: int | None, **options: Any) -> None:
     """Convert SRC to a Hugging Face folder in BF16, as transformers loads and writes it.
 
@@ -345,7 +199,7 @@ def to_bf16(source: Path, *, output: Path, max_shard_size: int | None, **options
     """
     from gptoss_convert.converters.to_bf16 import Bf16Options, plan_bf16
 
-    run, _ = _split_options(options)
+    run, _ = split_options(options)
     sizes = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     bf16_options = Bf16Options(**sizes, allow_lossy_source=run.allow_lossy_source)
     _convert(plan_bf16(run.open_source(source), output, bf16_options, tokenizer=run.open_tokenizer()), run)
@@ -377,8 +231,8 @@ def to_bf16(source: Path, *, output: Path, max_shard_size: int | None, **options
     "--dense", type=click.Choice((*FOLDER_ENCODINGS, AS_IN_SOURCE)), default=FOLDER_ENCODINGS[0], show_default=True,
     help="[encoding] Everything but the expert matrices.",
 )  # fmt: skip
-@_conversion
-@_common
+@conversion_options
+@common_options
 def to_mxfp4(
     source: Path,
     *,
@@ -404,7 +258,7 @@ def to_mxfp4(
     from gptoss_convert.encodings.mxfp4_quantiser import ScaleRule
     from gptoss_convert.formats import open_checkpoint
 
-    run, _ = _split_options(options)
+    run, _ = split_options(options)
     mxfp4_options = Mxfp4Options(
         layout=layout,
         rule=ScaleRule(rule),
@@ -422,53 +276,7 @@ def to_mxfp4(
     _convert(plan, run)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _RunOptions:
-    """What every conversion takes."""
-
-    adapter: Path | None
-    tokenizer: Path | None
-    allow_lossy_source: bool
-    force: bool
-    dry_run: bool
-    manifest: bool
-    jobs: int | None
-    max_memory: int | None
-    no_progress: bool
-    as_json: bool
-    quiet: bool
-
-    def open_source(self, path: Path) -> Any:
-        """Return the checkpoint at `path`, with the adapter that was named merged into it."""
-        from gptoss_convert.converters.adapter import with_adapter
-        from gptoss_convert.formats import open_checkpoint
-        from gptoss_convert.formats.peft import open_adapter
-
-        checkpoint = open_checkpoint(path)
-        return checkpoint if self.adapter is None else with_adapter(checkpoint, open_adapter(self.adapter))
-
-    def open_tokenizer(self) -> Any:
-        """Return the tokenizer that was named, if one was."""
-        from gptoss_convert.formats import open_tokenizer
-
-        return None if self.tokenizer is None else open_tokenizer(self.tokenizer)
-
-    def resources(self) -> Any:
-        """Return what the run may use."""
-        from gptoss_convert.converters.execute import Resources
-
-        limits = {"jobs": self.jobs, "memory": self.max_memory}
-        return Resources(**{key: value for key, value in limits.items() if value is not None})
-
-
-def _split_options(options: Mapping[str, Any]) -> tuple[_RunOptions, dict[str, Any]]:
-    """Return the options that every conversion takes, and the others."""
-    names = {item.name for item in fields(_RunOptions)}
-    rest = {name: value for name, value in options.items() if name not in names}
-    return _RunOptions(**{name: value for name, value in options.items() if name in names}), rest
-
-
-def _convert(plan: Any, run: _RunOptions) -> None:
+def _convert(plan: Any, run: RunOptions) -> None:
     """Print or execute a plan."""
     from gptoss_convert.converters.execute import execute
 
@@ -501,7 +309,7 @@ def _convert(plan: Any, run: _RunOptions) -> None:
     metavar="DIR",
     help="[output] Keep the artifact in this folder.",
 )
-@_common
+@common_options
 def demo(output: Path | None, *, as_json: bool, quiet: bool) -> None:
     """Tell the whole story on a built-in tiny model.
 
@@ -538,57 +346,4 @@ def demo(output: Path | None, *, as_json: bool, quiet: bool) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line with `arguments` and return its exit code."""
-    _stop_on_signals()
-    _prepare_standard_output()
-    try:
-        return _run(arguments)
-    except (OSError, _OutputStreamError) as error:
-        return _give_up_standard_output(error.__cause__ or error)
-
-
-def _run(arguments: Sequence[str]) -> int:
-    try:
-        cli.main(args=list(arguments), prog_name="gptoss-convert", standalone_mode=False)
-        sys.stdout.flush()
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except (click.exceptions.Exit, SystemExit) as leave:
-        code = leave.exit_code if isinstance(leave, click.exceptions.Exit) else leave.code
-        return code if isinstance(code, int) else INTERNAL_ERROR
-    return 0
-
-
-class _OutputStreamError(Exception):
-    """Standard output cannot be written; not an `OSError`, which click would take for its own."""
-
-
-def _prepare_standard_output() -> None:
-    if sys.stdout is None:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - takes the place of the closed stream
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a console may not know every character
-
-
-def _give_up_standard_output(error: BaseException) -> int:
-    """Return the exit code for a standard output that failed, and keep the interpreter from failing at it again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):  # whoever read it has seen enough
-        return 0
-    print(f"error: cannot write to standard output: {error}", file=sys.stderr)
-    return OUTPUT_FAILED
-
-
-def _stop_on_signals() -> None:
-    """Let a polite end of the process remove unfinished files, as Ctrl-C does."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), stop)
+    return run_command(cli, arguments)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from gptoss_convert.cli import FOLDER_ENCODINGS, LAYOUTS, SCALE_RULES
 from gptoss_convert.converters import to_mxfp4
 from gptoss_convert.encodings.mxfp4_quantiser import ScaleRule
+from gptoss_convert.options import FOLDER_ENCODINGS, LAYOUTS, SCALE_RULES
 from tests.cli.command import Outcome, run_here
 from tests.cli.samples import SHAPE, Kind, Samples
 from tests.cli.schemas import PLAN, QUANTISATION, REPORT, SURVIVAL, schema

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from gptoss_convert.cli import EXPERT_ENCODINGS, Size
 from gptoss_convert.encodings import ENCODINGS
 from gptoss_convert.formats.gguf.container import TYPE_NUMBERS
+from gptoss_convert.options import EXPERT_ENCODINGS, Size
 from tests.cli.command import run_here, run_process
 from tests.cli.samples import Samples
 

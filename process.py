@@ -1,0 +1,76 @@
+"""How the command behaves as a process: exit codes, signals, standard output."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+CHECK_FAILED = 1
+OUTPUT_FAILED = 5
+INTERNAL_ERROR = 70
+INTERRUPTED = 130
+
+
+def run_command(command: click.Command, arguments: Sequence[str]) -> int:
+    """Run a command line with `arguments` and return its exit code."""
+    _stop_on_signals()
+    _prepare_standard_output()
+    try:
+        return _run(command, arguments)
+    except (OSError, OutputStreamError) as error:
+        return _give_up_standard_output(error.__cause__ or error)
+
+
+def _run(command: click.Command, arguments: Sequence[str]) -> int:
+    try:
+        command.main(args=list(arguments), prog_name="gptoss-convert", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (click.exceptions.Exit, SystemExit) as leave:
+        code = leave.exit_code if isinstance(leave, click.exceptions.Exit) else leave.code
+        return code if isinstance(code, int) else INTERNAL_ERROR
+    return 0
+
+
+class OutputStreamError(Exception):
+    """Standard output cannot be written; not an `OSError`, which click would take for its own."""
+
+
+def _prepare_standard_output() -> None:
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - takes the place of the closed stream
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a console may not know every character
+
+
+def _give_up_standard_output(error: BaseException) -> int:
+    """Return the exit code for a standard output that failed, and keep the interpreter from failing at it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # whoever read it has seen enough
+        return 0
+    print(f"error: cannot write to standard output: {error}", file=sys.stderr)
+    return OUTPUT_FAILED
+
+
+def _stop_on_signals() -> None:
+    """Let a polite end of the process remove unfinished files, as Ctrl-C does."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), stop)
