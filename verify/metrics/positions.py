@@ -168,10 +168,13 @@ def _figures(
 
 def _centred(reference: Floats, test: Floats) -> dict[str, NDArray[Any]]:
     """Return the pieces of `CentredErrors` for whole distributions."""
-    both = np.isfinite(reference) & np.isfinite(test)
-    tokens = both.sum(axis=1)
-    error = _less_mean(np.subtract(test, reference, where=both, out=np.zeros_like(test)), both, tokens)
-    expected, judged = _less_mean(reference, both, tokens), _less_mean(test, both, tokens)
+    missing = ~(np.isfinite(reference) & np.isfinite(test))
+    tokens = reference.shape[1] - missing.sum(axis=1)
+    if missing.any():
+        reference, test = np.where(missing, 0, reference), np.where(missing, 0, test)
+    expected, judged, error = (
+        _less_mean(values, missing, tokens) for values in (reference, test, test - reference)
+    )
     return {
         "tokens": tokens,
         "squared_error": np.einsum("ij,ij->i", error, error),
@@ -183,10 +186,10 @@ def _centred(reference: Floats, test: Floats) -> dict[str, NDArray[Any]]:
     }
 
 
-def _less_mean(values: Floats, which: Flags, count: Integers) -> Floats:
-    """Return the values less their mean over `which` columns, and 0 in the others."""
-    mean = values.sum(axis=1, where=which) / np.maximum(count, 1)
-    return np.where(which, values - mean[:, None], 0)
+def _less_mean(values: Floats, missing: Flags, count: Integers) -> Floats:
+    """Return the values, 0 where `missing`, less the mean of the `count` others of the row."""
+    mean = values.sum(axis=1) / np.maximum(count, 1)
+    return np.where(missing, 0, values - mean[:, None])
 
 
 def _first(side: Distributions) -> tuple[Integers, Floats]:
@@ -225,6 +228,10 @@ def _named(side: Distributions, named: Flags | None) -> tuple[Distributions, Int
     )
 
 
+_GROUP = 64
+"""Columns of which the largest is found first, to look for the likeliest tokens in few numbers."""
+
+
 def _likeliest(side: Distributions, count: int) -> tuple[Integers, Floats]:
     """Return the tokens of most probability and their log-probabilities, [positions, count] or fewer columns.
 
@@ -235,7 +242,9 @@ def _likeliest(side: Distributions, count: int) -> tuple[Integers, Floats]:
     tokens, values = np.zeros((len(logprobs), count), np.int64), np.zeros((len(logprobs), count))
     if not count:
         return tokens, values
-    least = np.partition(logprobs, -count, axis=1)[:, -count]
+    width = _GROUP if logprobs.shape[1] >= count * _GROUP else 1
+    largest = np.maximum.reduceat(logprobs, np.arange(0, logprobs.shape[1], width), axis=1)
+    least = np.partition(largest, -count, axis=1)[:, -count]  # at least as many columns have at least this much
     for row, bound in enumerate(least):
         columns = np.flatnonzero(logprobs[row] >= bound)
         ids = columns if side.tokens is None else side.tokens[row, columns]

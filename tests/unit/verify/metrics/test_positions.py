@@ -212,6 +212,21 @@ def test_lists_of_the_likeliest_named_tokens(listed):
     assert 0 < figures.listed_by_both.sum() < figures.listed.sum()
 
 
+def test_lists_from_a_large_vocabulary(tmp_path):
+    """Those are looked for in groups of columns."""
+    random = np.random.default_rng(3)
+    size = 1500
+    reference = random.normal(size=(COUNT, size)).round(1)  # many are equally likely
+    test = reference + random.normal(scale=0.3, size=reference.shape).round(1)
+    sides = [recording(tmp_path / str(n), LENGTHS, side) for n, side in enumerate(in_order(reference, test))]
+    figures = position_figures(*sides, prompts())
+    lists = [np.argsort(-side, axis=1, kind="stable") for side in (reference, test)]
+    np.testing.assert_array_equal(figures.same_top, lists[0][:, 0] == lists[1][:, 0])
+    common = [len(set(left[:10]) & set(right[:10])) for left, right in zip(*lists, strict=True)]
+    np.testing.assert_array_equal(figures.listed_by_both, common)
+    assert (figures.listed == 10).all()
+
+
 def test_noise_in_reserved_tokens_is_not_in_the_lists():
     reference, test = in_order(*logits(12, noise=0))
     named = np.arange(VOCABULARY) < 25
