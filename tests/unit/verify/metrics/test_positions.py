@@ -149,18 +149,35 @@ def test_nan_in_listed_tokens_is_flagged():
     assert np.flatnonzero(figures.nan).tolist() == [4, 5]
 
 
-@pytest.mark.parametrize("listed", [(None, None), (None, 8)])
+@pytest.mark.parametrize("listed", [None, VOCABULARY])
 def test_a_token_that_the_test_rules_out_makes_the_divergence_infinite(listed):
     reference, test = in_order(*logits(8))
-    test[5, reference[5].argmax()] = -np.inf
-    test[6, reference[6].argmax()] = -np.inf
-    figures = compare(reference, test, listed=listed)
-    if listed == (None, None):
-        assert np.flatnonzero(figures.infinite).tolist() == [5, 6]
-        assert np.isposinf(figures.kl[[5, 6]]).all()
-    else:
-        assert not figures.infinite.any()  # it is part of the rest
+    test[[5, 6], reference[[5, 6]].argmax(axis=1)] = -np.inf
+    figures = compare(reference, test, listed=(None, listed))
+    assert np.flatnonzero(figures.infinite).tolist() == [5, 6]
+    assert np.isposinf(figures.kl[[5, 6]]).all()
     assert np.isfinite(figures.kl[figures.comparable]).all()
+
+
+def test_a_token_that_is_not_listed_is_not_ruled_out():
+    reference, test = in_order(*logits(8))
+    test[:, 3] = -np.inf
+    figures = compare(reference, test, listed=(None, 8))
+    assert figures.comparable.all()
+    assert np.isfinite(figures.kl).all()
+
+
+@pytest.mark.parametrize("listed", [(None, 2), (2, 2)])
+def test_a_test_that_rules_out_all_tokens_that_it_lists(tmp_path, listed):
+    reference, _ = in_order(*logits(8))
+    tokens = np.argsort(-reference, axis=1)[:, :2]
+    sides = [
+        recording(tmp_path / "reference", LENGTHS, reference, listed=listed[0]),
+        recording(tmp_path / "test", LENGTHS, np.full((COUNT, 2), -np.inf), tokens=tokens),
+    ]
+    figures = position_figures(*sides, prompts())
+    assert figures.infinite.all()
+    assert not figures.nan.any()
 
 
 def test_a_token_that_the_reference_rules_out_adds_nothing():
@@ -172,7 +189,20 @@ def test_a_token_that_the_reference_rules_out_adds_nothing():
     assert not figures.infinite.any()
     np.testing.assert_allclose(figures.kl, entropy(np.exp(reference), np.exp(test), axis=1), atol=FLOAT32)
     assert (figures.centred.tokens == VOCABULARY - 1).all()
-    assert np.isfinite(figures.centred.squared_error).all()
+    others = np.delete(np.arange(VOCABULARY), 3)
+    expected = compare(
+        *in_order(reference[:, others], test[:, others]), asked=prompt_set([[0] * n for n in LENGTHS])
+    )
+    for name in (
+        "squared_error",
+        "absolute_error",
+        "largest_error",
+        "squared_reference",
+        "squared_test",
+        "product",
+    ):
+        found, wanted = getattr(figures.centred, name), getattr(expected.centred, name)
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, err_msg=name)
 
 
 def test_top_token_and_its_lead():
@@ -215,7 +245,7 @@ def test_lists_of_the_likeliest_named_tokens(listed):
 def test_lists_from_a_large_vocabulary(tmp_path):
     """Those are looked for in groups of columns."""
     random = np.random.default_rng(3)
-    size = 1500
+    size = 700
     reference = random.normal(size=(COUNT, size)).round(1)  # many are equally likely
     test = reference + random.normal(scale=0.3, size=reference.shape).round(1)
     sides = [recording(tmp_path / str(n), LENGTHS, side) for n, side in enumerate(in_order(reference, test))]
