@@ -106,8 +106,10 @@ def test_every_module_lies_in_a_package() -> None:
 
 
 def test_wheel_has_its_data(wheel_names: set[str]) -> None:
-    data = {f"{PACKAGE}/{path.as_posix()}" for path in FILES if path.parts[:2] == ("demo", "tiny-gpt-oss")}
-    assert data
+    folders = {("demo", "tiny-gpt-oss"), ("verify", "prompt_data")}
+    files = [path for path in FILES if path.parts[:2] in folders]
+    assert {path.parts[:2] for path in files} == folders
+    data = {f"{PACKAGE}/{path.as_posix()}" for path in files}
     assert data | {f"{PACKAGE}/py.typed"} <= wheel_names
 
 
