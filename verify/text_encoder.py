@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gptoss_convert.assets import TOKENIZER_JSON, is_utf8
 from gptoss_convert.errors import InputError, UnsupportedError
+from gptoss_convert.formats.gguf.vocabulary import PRE_TOKENIZERS
 from gptoss_convert.formats.tokenizer_files import tokenizer_files
 from gptoss_convert.tokenizer import TokenizerSource, TokenKind, Vocabulary
 
@@ -57,11 +58,26 @@ class TextEncoder:
     def _build(self) -> Tokenizer:
         try:
             from tokenizers import Tokenizer
+            from tokenizers.pre_tokenizers import ByteLevel
         except ModuleNotFoundError:
             raise UnsupportedError(
                 "encoding prompts needs the package `tokenizers`",
                 hint="install it with `pip install 'gptoss-convert[verify]'`, or give prompts as token ids",
             ) from None
+        if self.vocabulary.pattern not in PRE_TOKENIZERS:  # a stranger's could take for ever, or panic
+            raise UnsupportedError(
+                "tokenizer splits text otherwise than that of gpt-oss",
+                file=self._path,
+                found=self.vocabulary.pattern,
+                hint="give prompts as token ids",
+            )
+        if lacking := set(ByteLevel.alphabet()).difference(filter(None, self.vocabulary.tokens)):
+            raise InputError(  # the library would drop them from the text without a word
+                "tokenizer lacks tokens of single bytes",
+                file=self._path,
+                found=f"{256 - len(lacking)} of them",
+                expected=256,
+            )
         content = tokenizer_files(self.vocabulary)[TOKENIZER_JSON]
         try:
             tokenizer = Tokenizer.from_buffer(content)

@@ -92,9 +92,25 @@ def test_a_tokenizer_larger_than_the_model_is_refused_where_it_matters(vocabular
         smaller.encode(["The tides come twice a day, and nobody knows what the sailors think about that."])
 
 
-def test_a_pattern_that_is_no_regular_expression_is_refused(vocabulary: Vocabulary) -> None:
-    with pytest.raises(InputError, match=r"damaged tokenizer.*tokenizer\.json"):
-        TextEncoder(Given(replace(vocabulary, pattern="(")), VOCAB_SIZE)
+@pytest.mark.parametrize("pattern", ["(", "(a+)+b"])
+def test_patterns_of_strangers_are_refused(pattern: str, vocabulary: Vocabulary) -> None:
+    with pytest.raises(UnsupportedError, match=r"splits text otherwise.*tokenizer\.json.*token ids"):
+        TextEncoder(Given(replace(vocabulary, pattern=pattern)), VOCAB_SIZE)
+
+
+def test_a_tokenizer_that_cannot_encode_every_text_is_refused(vocabulary: Vocabulary) -> None:
+    tokens = [None if token == "q" else token for token in vocabulary.tokens]
+    kinds = [
+        TokenKind.UNUSED if token is None else kind for token, kind in zip(tokens, vocabulary.kinds, strict=True)
+    ]
+    merges = [merge for merge in vocabulary.merges if "q" not in merge.split(" ")]
+    with pytest.raises(InputError, match=r"lacks tokens of single bytes.*found 255 of them, expected 256"):
+        TextEncoder(Given(replace(vocabulary, tokens=tokens, kinds=kinds, merges=merges)), VOCAB_SIZE)
+
+
+def test_merges_that_make_no_token_are_refused(vocabulary: Vocabulary) -> None:
+    with pytest.raises(InputError, match="a merge is made of no tokens"):
+        TextEncoder(Given(replace(vocabulary, merges=[*vocabulary.merges, "q qqqq"])), VOCAB_SIZE)
 
 
 def test_a_tokenizer_that_adds_tokens_by_itself_is_refused(vocabulary: Vocabulary) -> None:
