@@ -59,6 +59,13 @@ def write_small_tokenizer(folder: str | PathLike[str], tokens: int = 480) -> dic
     return _special_ids(tokenizer)
 
 
+def byte_of_character() -> dict[str, int]:
+    """The bytes by the characters that stand for them in byte-level BPE: GPT-2's alphabet."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
 def _read_tokens() -> list[str]:
     """The ordinary tokens by id, in the printable spelling of byte-level BPE."""
     return lzma.decompress((DATA / "tokens.txt.xz").read_bytes()).decode().split("\n")
