@@ -20,13 +20,32 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_convert.encodings.base import Array, EncodingError
+from gptoss_convert.encodings.mxfp4_distances import (
+    BINADE,
+    CODE_SHIFT,
+    COMPARISON,
+    DEPTH,
+    ERROR_MASK,
+    GAIN_BITS,
+    LEAST_DIFFERENCE,
+    LEAST_GAIN,
+    LEAST_SQUARE,
+    LOWERED,
+    MIDPOINTS,
+    OUTCOMES,
+    ROUNDED,
+    SIX,
+    STEPS,
+)
 from gptoss_convert.encodings.mxfp4_format import (
     BLOCK,
     EMAX_ELEMENT,
@@ -35,23 +54,19 @@ from gptoss_convert.encodings.mxfp4_format import (
     NOT_NAMED,
     SCALE_BIAS,
 )
-from gptoss_convert.encodings.mxfp4_words import CODES_PER_WORD, WORDS_PER_BLOCK, Bits16, pack_words
+from gptoss_convert.encodings.mxfp4_words import (
+    CODES_PER_WORD,
+    WORDS_PER_BLOCK,
+    Bits16,
+    pack_upper_nibbles,
+    pack_words,
+)
 from gptoss_convert.encodings.transpose import transpose_into, transposed
 
-_TILE = 1 << 17
-"""Numbers that are quantised side by side: all temporaries, about 10 bytes for each, stay in second-level cache."""
-_MOST_LANES = 1024
+_COMPARED = 16
+"""Where rules are compared for the report alone, one of so many blocks of a row is looked at."""
 
-_BINADE = 1 << 7
-"""Steps of bfloat16 from a power of two to the next."""
-_DEPTH = 23
-"""Binades below the scale that tables reach; a number further down has the least squared error."""
-_LEAST_SQUARE = 2.0**-46
-"""Squared errors in units of the scale are rounded to multiples of it: 32 of them add up without rounding."""
-_STEPS = (_DEPTH + 3) * _BINADE
-_SIX = (_DEPTH + 2) * _BINADE + _BINADE // 2
-"""Distance of the number 6 * 2**k."""
-_LEAST_EXPONENT, _LARGEST_EXPONENT = _DEPTH + 3, 253
+_LEAST_EXPONENT, _LARGEST_EXPONENT = DEPTH + 3, 253
 """Exponent fields of largest numbers for which all distances and both scales are in range."""
 _SPECIAL_EXPONENT = 255
 _CLOSE = 2.0**-40
@@ -76,12 +91,51 @@ class ScaleRule(enum.StrEnum):
 
 
 _LEAST_RAISED: Mapping[ScaleRule, int] = {
-    ScaleRule.EVEN: 3 * _BINADE // 4,
-    ScaleRule.FLOOR: _BINADE,
-    ScaleRule.RCEIL: _BINADE // 2 + 1,
+    ScaleRule.EVEN: 3 * BINADE // 4,
+    ScaleRule.FLOOR: BINADE,
+    ScaleRule.RCEIL: BINADE // 2 + 1,
     ScaleRule.CEIL: 1,
 }
 """Mantissa of the largest magnitude, in steps of bfloat16, from which on a rule takes the larger scale."""
+
+
+def _relative(squared_error: float, squared_signal: float) -> float:
+    return math.sqrt(squared_error / squared_signal) if squared_error else 0.0
+
+
+@dataclass(frozen=True)
+class RuleComparison:
+    """What each rule makes of the same numbers, without scales to keep; sums over the pieces of a tensor."""
+
+    values: int = 0
+    """Numbers that were looked at: all, or a sample."""
+    squared_signal: float = 0.0
+    squared_error: Mapping[ScaleRule, float] = field(default_factory=dict)
+
+    def __add__(self, other: RuleComparison) -> RuleComparison:
+        rules = self.squared_error.keys() | other.squared_error.keys()
+        return RuleComparison(
+            self.values + other.values,
+            self.squared_signal + other.squared_signal,
+            {
+                rule: self.squared_error.get(rule, 0.0) + other.squared_error.get(rule, 0.0)
+                for rule in ScaleRule
+                if rule in rules
+            },
+        )
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks that were looked at."""
+        return self.values // BLOCK
+
+    @property
+    def relative_error(self) -> dict[ScaleRule, float]:
+        """Root of the squared error relative to the squared values, by rule."""
+        return {rule: _relative(error, self.squared_signal) for rule, error in self.squared_error.items()}
+
+
+NOT_COMPARED = RuleComparison()
 
 
 @dataclass(frozen=True)
@@ -91,29 +145,24 @@ class QuantisationFigures:
     values: int = 0
     squared_signal: float = 0.0
     squared_error: float = 0.0
-    squared_error_by_rule: Mapping[ScaleRule, float] = field(default_factory=dict)
-    """What each rule would have made of the same blocks, without scales to keep."""
     clipped_values: int = 0
     """Values beyond the largest code of their block."""
     clipped_blocks: int = 0
     """Blocks with such a value."""
     kept_blocks: int = 0
     """Blocks that took the scale that was named for them."""
+    comparison: RuleComparison = NOT_COMPARED
+    """What other rules would have made of the same numbers, or of a sample."""
 
     def __add__(self, other: QuantisationFigures) -> QuantisationFigures:
-        rules = self.squared_error_by_rule.keys() | other.squared_error_by_rule.keys()
         return QuantisationFigures(
             self.values + other.values,
             self.squared_signal + other.squared_signal,
             self.squared_error + other.squared_error,
-            {
-                rule: self.squared_error_by_rule.get(rule, 0.0) + other.squared_error_by_rule.get(rule, 0.0)
-                for rule in ScaleRule
-                if rule in rules
-            },
             self.clipped_values + other.clipped_values,
             self.clipped_blocks + other.clipped_blocks,
             self.kept_blocks + other.kept_blocks,
+            self.comparison + other.comparison,
         )
 
     @property
@@ -124,11 +173,7 @@ class QuantisationFigures:
     @property
     def relative_error(self) -> float:
         """Root of the squared error relative to the squared values; 0 if every value is exact."""
-        return self.relative_error_of(self.squared_error)
-
-    def relative_error_of(self, squared_error: float) -> float:
-        """Return the relative error that a squared error means for these values."""
-        return math.sqrt(squared_error / self.squared_signal) if squared_error else 0.0
+        return _relative(self.squared_error, self.squared_signal)
 
     @property
     def signal_to_noise(self) -> float | None:
@@ -166,265 +211,479 @@ def quantise(values: Array, rule: ScaleRule = ScaleRule.MSE, named: NDArray[np.u
     codes = np.empty((rows, columns // 2), np.uint8)
     scales = np.empty((rows, columns // BLOCK), np.uint8)
     figures = QuantisationFigures()
-    lanes = min(rows, _MOST_LANES)
-    tile_blocks = max(_TILE // (BLOCK * lanes), 1) if lanes else 1
-    scratch = _Scratch(min(tile_blocks, columns // BLOCK) * BLOCK * lanes)
-    for start in range(0, rows, _MOST_LANES):
-        lane = slice(start, start + _MOST_LANES)
+    scratch = _Scratch(values)
+    for lane in scratch.lanes():
         few = values[lane]
         words = np.empty((columns // CODES_PER_WORD, len(few)), np.uint16)
         by_block = np.empty((columns // BLOCK, len(few)), np.uint8)
-        for block in range(0, columns // BLOCK, tile_blocks):
-            last = min(block + tile_blocks, columns // BLOCK)
-            tile = _Tile(few[:, block * BLOCK : last * BLOCK], scratch)
-            figures += tile.quantise(
-                rule,
-                None if named is None else named[lane, block:last],
-                words[block * WORDS_PER_BLOCK : last * WORDS_PER_BLOCK],
-                by_block[block:last],
-            )
+        figures += _quantise_lanes(few, rule, None if named is None else named[lane], words, by_block, scratch)
         codes[lane] = transposed(words).view(np.uint8)
         scales[lane] = transposed(by_block)
+        if named is None and rule is not ScaleRule.MSE:
+            figures += _compare_rules(few, words, by_block, scratch)
     return Quantised(codes, scales, figures)
 
 
-_SIZES = MAGNITUDES.astype(np.float64)
-_MIDPOINTS = (_SIZES[1:] + _SIZES[:-1]) / 2
-"""Boundaries between neighbouring codes: a tie goes to the even one, up from codes 1, 3 and 5."""
+def _quantise_lanes(
+    values: Array, rule: ScaleRule, named: Array | None, words: Bits16, scales: Array, scratch: _Scratch
+) -> QuantisationFigures:
+    """Quantise `[lanes, columns]` tile by tile into `words` `[columns / 4, lanes]` and `scales`."""
+    figures = QuantisationFigures()
+    blocks = scratch.tile_blocks
+    for block in range(0, len(scales), blocks):
+        last = min(block + blocks, len(scales))
+        tile = _tile(values[:, block * BLOCK : last * BLOCK], scratch)
+        figures += tile.quantise(
+            rule,
+            None if named is None else named[:, block:last],
+            words[block * WORDS_PER_BLOCK : last * WORDS_PER_BLOCK],
+            scales[block:last],
+        )
+    return figures
 
 
-def _code_table() -> NDArray[np.uint16]:
-    """Return the code of a magnitude by its distance from the scale."""
-    size = _distances()
-    up = [size > mid if code % 2 == 0 else size >= mid for code, mid in enumerate(_MIDPOINTS)]
-    codes: NDArray[np.uint16] = np.sum(up, axis=0).astype(np.uint16)
-    return codes
+def _compare_rules(values: Array, words: Bits16, scales: Array, scratch: _Scratch) -> QuantisationFigures:
+    """Return what all rules make of a sample of `[lanes, columns]`; `words` and `scales` are overwritten."""
+    by_block = values.T.reshape(-1, BLOCK, len(values))[::_COMPARED]
+    sample = np.ascontiguousarray(by_block).reshape(-1, len(values)).T
+    blocks = len(by_block)
+    figures = _quantise_lanes(
+        sample, ScaleRule.MSE, None, words[: blocks * WORDS_PER_BLOCK], scales[:blocks], scratch
+    )
+    return QuantisationFigures(comparison=figures.comparison)
 
 
-def _distances() -> NDArray[np.float64]:
-    """Return the magnitudes, in units of the scale, that the indices of tables stand for.
-
-    Index 0 is zero, and index 1 is any number that reaches down to the end of the table or below.
-    """
-    steps = np.arange(_STEPS)
-    sizes = np.ldexp(1 + steps % _BINADE / _BINADE, steps // _BINADE - _DEPTH)
-    sizes[:2] = 0, 2.0**-_DEPTH
-    return sizes
-
-
-_CODES = _code_table()
-_RAISED_CODES = np.concatenate([np.zeros(_BINADE, np.uint16), _CODES[:-_BINADE]])
-"""With the larger scale, the same number is a binade lower."""
-
-
-def _error_table() -> NDArray[np.complex128]:
-    """Return the squared errors with the smaller scale (real part) and the larger one, in units of the smaller."""
-    sizes = _distances()
-    errors = np.empty(_STEPS, np.complex128)
-    errors.real = np.square(sizes - _SIZES[_CODES])
-    errors.imag = np.square(sizes - 2 * _SIZES[_RAISED_CODES])
-    parts = errors.view(np.float64)
-    np.rint(parts / _LEAST_SQUARE, out=parts)
-    parts *= _LEAST_SQUARE
-    return errors
-
-
-_ERRORS = _error_table()
-_ROUNDED = _SIZES[_CODES].astype(np.float32)
-_RAISED_ROUNDED = (2 * _SIZES[_RAISED_CODES]).astype(np.float32)
-
-
-_LOWERABLE = _BINADE // 8
+_LOWERABLE = BINADE // 8
 """Mantissa of 4.5: from there on, cutting off costs more than the next smaller scale can win."""
-_LOWERED = _SIZES[np.concatenate([_CODES[_BINADE:], np.full(_BINADE, len(_SIZES) - 1, np.uint16)])] / 2
-"""What magnitudes become with the next smaller scale, by their distance, in units of the smaller one."""
+_SQUARED_UNITS = np.ldexp(1.0, 2 * (np.arange(256) - SCALE_BIAS))
+"""Squares of scales by their byte."""
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """How many numbers are worked on at once."""
+
+    tile: int
+    """Numbers that are quantised side by side. Of all of them there are two to eight bytes each."""
+    step: int
+    """Numbers of a tile that a call takes: their temporaries, 18 to 26 bytes each, stay in second-level cache."""
+
+
+_PIECES_OF_BFLOAT16 = _Pieces(tile=1 << 19, step=1 << 17)
+"""As many as calls need to take long, since threads wait for each other's interpreter lock between them."""
+_PIECES_OF_FLOAT32 = _Pieces(tile=1 << 18, step=1 << 16)
 
 
 class _Scratch:
-    """Temporaries of a tile, one after the other in flat arrays."""
+    """Sizes of lanes, tiles and steps of a matrix, and temporaries for them in flat arrays."""
 
-    def __init__(self, size: int) -> None:
-        self.numbers = np.empty(size, np.uint16)
-        self.distances = np.empty(size, np.uint16)
-        self.codes = np.empty(size, np.uint16)
-        self.errors = np.empty(BLOCK * _MOST_LANES, np.complex128)
-        self.squares = np.empty(BLOCK * _MOST_LANES, np.float32)
+    def __init__(self, values: Array) -> None:
+        self.wide = values.dtype != np.uint16
+        pieces = _PIECES_OF_FLOAT32 if self.wide else _PIECES_OF_BFLOAT16
+        self._rows, columns = values.shape
+        groups = max(-(-self._rows // (pieces.step // BLOCK)), 1)
+        self._most_lanes = max(-(-self._rows // groups), 1)
+        in_block = BLOCK * self._most_lanes
+        blocks = columns // BLOCK
+        self.tile_blocks = max(pieces.tile // in_block, 1)
+        self.step_blocks = max(pieces.step // in_block, 1)
+        tile, step = (min(count, blocks) * in_block for count in (self.tile_blocks, self.step_blocks))
+        self.numbers = np.empty(tile, np.uint16)
+        """Unused, and so not in memory, where numbers of bfloat16 lie in columns."""
+        self.distances = np.empty(tile, np.uint16)
+        self.indices = np.empty(step, np.intp)
+        self.entries = np.empty(step, np.uint64)
+        self.codes = np.empty(step, np.uint16)
+        self.sizes = np.empty(step if self.wide else 0, np.float64)
+
+    def lanes(self) -> Iterator[slice]:
+        """Yield slices of rows that are worked on side by side."""
+        for start in range(0, self._rows, self._most_lanes):
+            yield slice(start, start + self._most_lanes)
 
 
-class _Tile:
-    """A few blocks of up to `_MOST_LANES` rows, which lie along the last axis: `[blocks * 32, lanes]`."""
+@dataclass(frozen=True)
+class _Heads:
+    """What the largest magnitudes of blocks tell, uint16 `[blocks, lanes]`."""
 
-    def __init__(self, values: Array, scratch: _Scratch) -> None:
-        """Take `values` `[lanes, blocks * 32]`."""
+    exponents: Bits16
+    """Exponent fields, within the range of tables."""
+    mantissas: Bits16
+
+    @cached_property
+    def floor(self) -> NDArray[np.uint8]:
+        """Bytes of the smaller scales."""
+        return (self.exponents - 2).astype(np.uint8)
+
+    @cached_property
+    def squared_unit(self) -> NDArray[np.float64]:
+        """Squares of the smaller scales."""
+        return _SQUARED_UNITS[self.floor]
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """How scales compare, `[blocks, lanes]`."""
+
+    excess: Array
+    """How much larger the squared error is with the smaller scale than with the larger one."""
+    close: Array
+    """Where that number is not exact enough."""
+    lowerable: Array
+    """Where the next smaller scale might be better still."""
+    errors: tuple[Array, Array] | None = None
+    """The squared errors with both, where they were measured."""
+
+
+class _Tile(ABC):
+    """A few blocks of some rows, which lie along the last axis: `[blocks * 32, lanes]`."""
+
+    def __init__(self, values: Array, numbers: Bits16, scratch: _Scratch) -> None:
+        """Take `values` `[blocks * 32, lanes]`, and the same cut to bfloat16 with a sticky bit."""
         self._scratch = scratch
-        self._lanes, self._columns = values.shape
+        self._columns, self._lanes = values.shape
         self._blocks = self._columns // BLOCK
-        if values.strides[0] == values.itemsize:
-            self._values = values.T
-        else:
-            self._values = np.empty(values.shape[::-1], values.dtype)
-            transpose_into(self._values, values)
-        self._wide = values.dtype != np.uint16
-        self._numbers = self._cut() if self._wide else self._values
+        self._values, self._numbers = self._by_block(values), self._by_block(numbers)
+        self._distances = self._by_block(_of_size(scratch.distances, values.shape))
 
-    def _array(self, flat: Array) -> Array:
-        return flat[: self._columns * self._lanes].reshape(self._columns, self._lanes)
+    @abstractmethod
+    def _compare(self, heads: _Heads) -> _Comparison:
+        """Return how the scales compare."""
+
+    @abstractmethod
+    def _error(
+        self, chosen: Array, sums: Array, heads: _Heads, comparison: _Comparison | None
+    ) -> NDArray[np.float64]:
+        """Return the squared errors with the scales that were chosen, given sums of `OUTCOMES`."""
+
+    @abstractmethod
+    def _errors(self, chosen: Array, error: Array, comparison: _Comparison) -> tuple[Array, Array]:
+        """Return the squared errors with the smaller scale and with the larger one, `error` being the chosen's."""
+
+    @abstractmethod
+    def _widen_into(self, values: NDArray[np.float32], step: slice) -> None:
+        """Set `values` `[blocks, 32, lanes]` to those of a step."""
+
+    @abstractmethod
+    def _some(self, block: Array, lane: Array) -> NDArray[np.float32]:
+        """Return the values of some blocks, `[n, 32]`."""
 
     def _by_block(self, array: Array) -> Array:
         return array.reshape(self._blocks, BLOCK, self._lanes)
 
-    def _cut(self) -> Bits16:
-        """Return float32 numbers cut to bfloat16 with a sticky bit."""
-        bits = self._values.view(np.uint32)
-        numbers = self._array(self._scratch.numbers)
-        np.copyto(numbers, bits >> 16, casting="unsafe")
-        numbers |= (bits & 0xFFFF) != 0
-        return numbers
+    def _of_step(self, flat: Array, step: slice) -> Array:
+        blocks = step.stop - step.start
+        return flat[: blocks * BLOCK * self._lanes].reshape(blocks, BLOCK, self._lanes)
+
+    def _steps(self) -> Iterator[slice]:
+        """Yield slices of blocks that are worked on at a time."""
+        for start in range(0, self._blocks, self._scratch.step_blocks):
+            yield slice(start, min(start + self._scratch.step_blocks, self._blocks))
 
     def quantise(self, rule: ScaleRule, named: Array | None, words: Bits16, scales: Array) -> QuantisationFigures:
         """Set `words` `[blocks * 8, lanes]`, four codes each, and `scales` `[blocks, lanes]`."""
-        distances = self._array(self._scratch.distances)
-        np.bitwise_and(self._numbers, 0x7FFF, out=distances)
-        largest = self._by_block(distances).max(axis=1)
-        exponents = largest >> 7
-        if (exponents == _SPECIAL_EXPONENT).any():
-            raise EncodingError("a value that is not finite cannot be stored as MXFP4")
-        odd = ((exponents < _LEAST_EXPONENT) | (exponents > _LARGEST_EXPONENT)) & (largest > 0)
-        np.clip(exponents, _LEAST_EXPONENT, _LARGEST_EXPONENT, out=exponents)
-        lowest = ((exponents - (2 + _DEPTH)) << 7)[:, None]
-        by_block = self._by_block(distances)
-        present = np.count_nonzero(distances)
-        np.maximum(by_block, lowest, out=by_block)
-        by_block -= lowest
-        if np.count_nonzero(distances) < present:  # numbers below the tables are not zeros
-            np.maximum(distances, (self._numbers & 0x7FFF) != 0, out=distances)
-        smaller, larger = self._errors(distances, exponents)
-        if self._wide:
-            odd |= (np.abs(smaller - larger) <= _CLOSE * smaller) & (smaller > 0)
-        mantissas = largest & (_BINADE - 1)
-        odd |= self._may_be_lowered(by_block, exponents, mantissas, np.minimum(smaller, larger))
-        raised = _raised(mantissas)
-        raised[ScaleRule.MSE] = larger < smaller
-        chosen = raised[rule]
-        floor = (exponents - 2).astype(np.uint8)
-        kept = np.zeros(chosen.shape, np.bool_)
-        if named is not None:
-            wanted = named.T
-            near = (wanted == floor) | (wanted == floor + 1)
-            named_error = np.where(wanted == floor, smaller, larger)
-            kept = near & (named_error <= np.where(chosen, larger, smaller)) & (largest > 0) & ~odd
-            chosen = np.where(kept, wanted > floor, chosen)
-            odd |= ~near & (wanted != NOT_NAMED) & (largest > 0)
-        np.add(floor, chosen, out=scales, casting="unsafe")
+        largest, signal = self._survey()
+        exponents = np.right_shift(largest, 7, dtype=np.uint16)
         empty = largest == 0
+        odd = ((exponents < _LEAST_EXPONENT) | (exponents > _LARGEST_EXPONENT)) & ~empty
+        np.clip(exponents, _LEAST_EXPONENT, _LARGEST_EXPONENT, out=exponents)
+        heads = _Heads(exponents, np.bitwise_and(largest, BINADE - 1, dtype=np.uint16))
+        self._measure_distances(heads)
+
+        comparison = self._compare(heads) if named is not None or rule is ScaleRule.MSE else None
+        if comparison is not None and rule is ScaleRule.MSE:
+            chosen = comparison.excess > 0
+        else:
+            chosen = heads.mantissas >= _LEAST_RAISED[rule]
+        kept = np.zeros(chosen.shape, np.bool_)
+        if named is not None and comparison is not None:
+            kept, far = _may_keep(named.T, heads.floor, chosen, comparison.excess)
+            kept &= ~empty
+            odd |= far & ~empty
+            chosen = np.where(kept, heads.floor < named.T, chosen)
+        np.add(heads.floor, chosen, out=scales, casting="unsafe")
         if empty.any():
             scales[empty] = 0
             if named is not None:
-                kept |= empty & (named.T != NOT_NAMED)
-                np.copyto(scales, named.T, where=kept & empty)
-        shift = (chosen.astype(np.uint16) << 7)[:, None]
-        np.maximum(by_block, shift, out=by_block)
-        by_block -= shift
-        clipped = np.zeros(chosen.shape, np.uint8)
-        if (mantissas > _BINADE // 2).any():
-            np.add.reduce((by_block > _SIX).view(np.uint8), axis=1, out=clipped)
-        self._encode(distances, words)
-        unit = np.ldexp(1.0, 2 * (floor.astype(np.int32) - SCALE_BIAS))
-        smaller *= unit
-        larger *= unit
-        errors = {each: np.where(up, larger, smaller) for each, up in raised.items()}
-        figures = _Sums(
-            errors=errors,
-            error=errors[rule] if named is None else np.where(chosen, larger, smaller),
-            clipped=clipped,
-            kept=kept,
+                named_empty = empty & (named.T != NOT_NAMED)
+                np.copyto(scales, named.T, where=named_empty)
+                kept |= named_empty
+
+        sums, clipped = self._encode(chosen, words)
+        error = self._error(chosen, sums, heads, comparison)
+        errors = None
+        if comparison is not None:
+            errors = self._errors(chosen, error, comparison)
+            odd |= comparison.close
+            if comparison.lowerable.any():
+                odd |= self._lowerable(comparison.lowerable, heads, np.minimum(*errors))
+        outcome = self._requantise(odd, rule, named, words, scales) if odd.any() else None
+        if outcome is not None:
+            for array in (error, clipped, kept, *(errors or ())):
+                array[odd] = 0
+        figures = QuantisationFigures(
+            values=self._columns * self._lanes,
+            squared_signal=signal,
+            squared_error=float((error * heads.squared_unit).sum()),
+            clipped_values=int(clipped.sum()),
+            clipped_blocks=int(np.count_nonzero(clipped)),
+            kept_blocks=int(np.count_nonzero(kept)),
+            comparison=NOT_COMPARED if errors is None else self._comparison_of_rules(signal, heads, *errors),
         )
-        if odd.any():
-            self._requantise(odd, rule, named, words, scales, figures)
-        return figures.total(self._columns * self._lanes, self._squared_signal(int(largest.max())))
+        return figures if outcome is None else figures + outcome.figures(compared=errors is not None)
 
-    def _errors(self, distances: Bits16, exponents: Bits16) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return squared errors `[blocks, lanes]` with the smaller scale and the larger, in units of the smaller.
+    def _comparison_of_rules(
+        self, signal: float, heads: _Heads, smaller: NDArray[np.float64], larger: NDArray[np.float64]
+    ) -> RuleComparison:
+        """Sum errors `[blocks, lanes]` by rule; other rules go by the mantissa of the largest number alone."""
+        smaller = smaller * heads.squared_unit
+        larger = larger * heads.squared_unit
+        mantissas = heads.mantissas.reshape(-1).astype(np.intp)
+        by_mantissa = [
+            np.bincount(mantissas, weights=each.reshape(-1), minlength=BINADE) for each in (smaller, larger)
+        ]
+        errors = {ScaleRule.MSE: float(np.minimum(smaller, larger).sum())}
+        for rule, least in _LEAST_RAISED.items():
+            errors[rule] = float(by_mantissa[0][:least].sum() + by_mantissa[1][least:].sum())
+        return RuleComparison(self._columns * self._lanes, signal, errors)
 
-        A number of the table is exact, and so is a sum of 32.
+    def _survey(self) -> tuple[Bits16, float]:
+        """Set distances to magnitudes; return the largest of each block, `[blocks, lanes]`, and the sum of squares.
+
+        Raises:
+            EncodingError: a value is not finite.
         """
-        if not self._wide:
-            errors = self._scratch.errors[: BLOCK * self._lanes].reshape(BLOCK, self._lanes)
-            sums = np.empty((self._blocks, self._lanes), np.complex128)
-            for block, few in enumerate(self._by_block(distances)):
-                np.take(_ERRORS, few, out=errors, mode="wrap")
-                np.add.reduce(errors, axis=0, out=sums[block])
-            return sums.real.copy(), sums.imag.copy()
-        inverse = np.ldexp(1.0, 2 + SCALE_BIAS - exponents.astype(np.int32))[:, None]
-        sizes = self._by_block(np.abs(self._values)) * inverse
-        found = []
-        for rounded in (_ROUNDED, _RAISED_ROUNDED):
-            error = sizes - self._by_block(np.take(rounded, distances, mode="wrap"))
-            found.append(np.square(error, out=error).sum(axis=1))
-        return found[0], found[1]
+        largest = np.empty((self._blocks, self._lanes), np.uint16)
+        signal = 0.0
+        for step in self._steps():
+            magnitudes = self._distances[step]
+            np.bitwise_and(self._numbers[step], 0x7FFF, out=magnitudes)
+            np.maximum.reduce(magnitudes, axis=1, out=largest[step])
+            exponent = int(largest[step].max()) >> 7
+            if exponent == _SPECIAL_EXPONENT:
+                raise EncodingError("a value that is not finite cannot be stored as MXFP4")
+            signal += self._squared_signal(step, exponent - SCALE_BIAS)
+        return largest, signal
 
-    def _may_be_lowered(self, by_block: Bits16, exponents: Bits16, mantissas: Bits16, error: Array) -> Array:
-        """Return for which blocks `[blocks, lanes]` the next smaller scale may have less than `error`.
+    def _squared_signal(self, step: slice, exponent: int) -> float:
+        """Return the sum of the squares of numbers below 2 * 2**`exponent`."""
+        values = self._of_step(self._scratch.entries.view(np.float32), step)
+        self._widen_into(values, step)
+        safe = abs(exponent) <= _SAFE_EXPONENT
+        if not safe:
+            np.multiply(values, np.float32(2.0**-exponent), out=values)  # no square leaves the range of float32
+        np.square(values, out=values)
+        total = float(np.add.reduce(values, axis=1).sum(dtype=np.float64))
+        return total if safe else math.ldexp(total, 2 * exponent)
 
-        Args:
-            by_block: distances `[blocks, 32, lanes]`.
-            exponents: exponent fields of the largest magnitudes, `[blocks, lanes]`.
-            mantissas: their mantissas.
-            error: the least squared error of the other scales, in units of the smaller one.
+    def _measure_distances(self, heads: _Heads) -> None:
+        """Turn magnitudes into distances from the smaller scale."""
+        lowest = ((heads.exponents - (2 + DEPTH)) << 7)[:, None]
+        for step in self._steps():
+            distances = self._distances[step]
+            np.maximum(distances, lowest[step], out=distances)
+            distances -= lowest[step]
+            if np.count_nonzero(distances) < distances.size:  # numbers below the tables are not zeros
+                np.maximum(distances, (self._numbers[step] & 0x7FFF) != 0, out=distances)
+
+    def _look_up(self, table: Array, step: slice, offsets: Bits16 | None, entries: Array) -> Array:
+        """Return entries of a table `[blocks, 32, lanes]`; `offsets` `[blocks, 1, lanes]` are added to distances.
+
+        Then `scratch.codes` has what was looked up.
         """
-        cut = 1 + mantissas / np.float32(_BINADE // 4)  # what the largest number, 4 * (1 + m), loses at 3
-        found: Array = (mantissas < _LOWERABLE) & (error > np.square(cut))
-        block, lane = np.nonzero(found)
-        values = self._by_block(self._values)[block, :, lane]
-        unit = 2 + SCALE_BIAS - exponents[block, lane].astype(np.int32)
-        sizes = np.ldexp(np.abs(values if self._wide else _widened(values)), unit[:, None])
-        lowered = np.square(sizes - np.take(_LOWERED, by_block[block, :, lane], mode="clip")).sum(axis=1)
+        distances = self._distances[step]
+        if offsets is not None:
+            distances = np.add(distances, offsets[step], out=self._of_step(self._scratch.codes, step))
+        indices = self._of_step(self._scratch.indices, step)
+        np.copyto(indices, distances)
+        found = self._of_step(entries, step)
+        np.take(table, indices, out=found, mode="wrap")  # all are in range; this mode does not check it
+        return found
+
+    def _encode(self, chosen: Array, words: Bits16) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+        """Set `words` with the scales that `chosen` tells `[blocks, lanes]`: the larger one where it is set.
+
+        Returns:
+            sums of entries of `OUTCOMES`, and numbers of values that are cut off, by block.
+        """
+        offsets = _offsets(chosen)
+        # With the larger scale nothing is cut off.
+        beyond = np.where(chosen, np.uint16(STEPS - 1), np.uint16(SIX))[:, None]
+        sums = np.empty(chosen.shape, np.uint64)
+        clipped = np.empty(chosen.shape, np.uint8)
+        of_block = words.reshape(self._blocks, WORDS_PER_BLOCK, self._lanes)
+        for step in self._steps():
+            entries = self._look_up(OUTCOMES, step, offsets, self._scratch.entries)
+            np.add.reduce(entries, axis=1, out=sums[step])
+            np.right_shift(entries, CODE_SHIFT - 12, out=entries)
+            codes = self._of_step(self._scratch.codes, step)
+            np.copyto(codes, entries, casting="unsafe")
+            signs = self._of_step(self._scratch.indices.view(np.uint16), step)
+            np.bitwise_and(self._numbers[step], 0x8000, out=signs)
+            codes |= signs
+            few = of_block[step].reshape(-1, self._lanes)
+            pack_upper_nibbles(few, codes.reshape(-1, self._lanes), signs.reshape(-1, self._lanes)[: len(few)])
+            cut_off = self._of_step(self._scratch.entries.view(np.bool_), step)
+            np.greater(self._distances[step], beyond[step], out=cut_off)
+            np.add.reduce(cut_off.view(np.uint8), axis=1, out=clipped[step])
+        return sums, clipped
+
+    def _lowerable(self, doubtful: Array, heads: _Heads, error: Array) -> Array:
+        """Return for which of some blocks `[blocks, lanes]` the next smaller scale may have less error."""
+        block, lane = np.nonzero(doubtful)
+        unit = 2 + SCALE_BIAS - heads.exponents[block, lane].astype(np.int32)
+        sizes = np.ldexp(np.abs(self._some(block, lane)), unit[:, None])
+        lowered = np.square(sizes - np.take(LOWERED, self._distances[block, :, lane], mode="clip")).sum(axis=1)
+        found = np.zeros(doubtful.shape, np.bool_)
         found[block, lane] = lowered < error[block, lane] * (1 + _CLOSE)
         return found
 
-    def _encode(self, distances: Bits16, words: Bits16) -> None:
-        """Set `words` from distances to the chosen scales and the signs of the numbers."""
-        codes = self._array(self._scratch.codes)
-        np.take(_CODES, distances, out=codes, mode="wrap")
-        signs = np.bitwise_and(self._numbers, 0x8000, out=distances)
-        signs >>= 12
-        codes |= signs
-        pack_words(words, codes, np.empty_like(words))
-
-    def _squared_signal(self, largest: int) -> float:
-        """Return the sum of the squares; `largest` is the largest magnitude, as bits of bfloat16."""
-        exponent = (largest >> 7) - SCALE_BIAS
-        # A power of two, so that no square leaves the range of float32.
-        factor = np.float32(2.0**-exponent) if abs(exponent) > _SAFE_EXPONENT else None
-        total = 0.0
-        squares = self._scratch.squares[: BLOCK * self._lanes].reshape(BLOCK, self._lanes)
-        for few in self._by_block(self._values):
-            if self._wide:
-                squares[...] = few
-            else:
-                bits = squares.view(np.uint32)
-                np.copyto(bits, few)
-                np.left_shift(bits, 16, out=bits)
-            if factor is not None:
-                np.multiply(squares, factor, out=squares)
-            np.square(squares, out=squares)
-            total += float(np.add.reduce(squares, axis=0).sum(dtype=np.float64))
-        return total if factor is None else math.ldexp(total, 2 * exponent)
-
     def _requantise(
-        self, odd: Array, rule: ScaleRule, named: Array | None, words: Bits16, scales: Array, sums: _Sums
-    ) -> None:
+        self, odd: Array, rule: ScaleRule, named: Array | None, words: Bits16, scales: Array
+    ) -> _Outcome:
         """Quantise the blocks `odd` `[blocks, lanes]` again, number by number."""
         block, lane = np.nonzero(odd)
-        values = self._by_block(self._values if self._wide else _widened(self._values))[block, :, lane]
         outcome = _quantise_blocks(
-            values.astype(np.float64), rule, np.full(len(block), NOT_NAMED) if named is None else named[lane, block]
+            self._some(block, lane).astype(np.float64),
+            rule,
+            np.full(len(block), NOT_NAMED) if named is None else named[lane, block],
         )
         scales[block, lane] = outcome.rounded.scales
         packed = np.empty((WORDS_PER_BLOCK, len(block)), np.uint16)
         pack_words(packed, outcome.rounded.codes.T.astype(np.uint16, order="C"), np.empty_like(packed))
         words.reshape(self._blocks, WORDS_PER_BLOCK, self._lanes)[block, :, lane] = packed.T
-        sums.replace(block, lane, outcome)
+        return outcome
+
+
+class _NarrowTile(_Tile):
+    """Numbers of bfloat16: all sums are exact."""
+
+    def __init__(self, values: Bits16, scratch: _Scratch) -> None:
+        """Take `values` `[lanes, blocks * 32]`."""
+        columns = values.T
+        if values.strides[0] != values.itemsize:
+            columns = _of_size(scratch.numbers, columns.shape)
+            transpose_into(columns, values)
+        super().__init__(columns, columns, scratch)
+
+    def _compare(self, heads: _Heads) -> _Comparison:
+        sums = np.empty(heads.mantissas.shape, np.int32)
+        for step in self._steps():
+            entries = self._look_up(COMPARISON, step, None, self._scratch.entries.view(np.int32))
+            np.add.reduce(entries, axis=1, dtype=np.int32, out=sums[step])
+        # The largest number, 4 * (1 + m), becomes 3, which costs (1 + 4 * m)**2 instead of (4 * m)**2.
+        loss = np.int32(1 / LEAST_GAIN) + heads.mantissas.astype(np.int32) * np.int32(8 / BINADE / LEAST_GAIN)
+        gain = sums & ((1 << GAIN_BITS) - 1)
+        lowerable = (gain > loss) & (heads.mantissas < _LOWERABLE)
+        return _Comparison(sums >> GAIN_BITS, np.zeros(sums.shape, np.bool_), lowerable)
+
+    def _error(
+        self, chosen: Array, sums: Array, heads: _Heads, comparison: _Comparison | None
+    ) -> NDArray[np.float64]:
+        error = (sums & ERROR_MASK).astype(np.float64)
+        error *= LEAST_SQUARE
+        return error
+
+    def _errors(self, chosen: Array, error: Array, comparison: _Comparison) -> tuple[Array, Array]:
+        excess = comparison.excess * LEAST_DIFFERENCE
+        smaller = error + excess * chosen
+        return smaller, smaller - excess
+
+    def _widen_into(self, values: NDArray[np.float32], step: slice) -> None:
+        bits = values.view(np.uint32)
+        np.copyto(bits, self._values[step])
+        np.left_shift(bits, 16, out=bits)
+
+    def _some(self, block: Array, lane: Array) -> NDArray[np.float32]:
+        bits = self._values[block, :, lane].astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
+
+
+class _WideTile(_Tile):
+    """Numbers of float32, whose errors are measured in float64."""
+
+    def __init__(self, values: NDArray[np.float32], scratch: _Scratch) -> None:
+        """Take `values` `[lanes, blocks * 32]`."""
+        columns = values.T
+        if values.strides[0] != values.itemsize:
+            columns = np.empty(columns.shape, values.dtype)
+            transpose_into(columns, values)
+        numbers = _of_size(scratch.numbers, columns.shape)
+        super().__init__(columns, numbers, scratch)
+        for step in self._steps():
+            bits = self._values[step].view(np.uint32)
+            part = self._of_step(scratch.entries.view(np.uint32), step)
+            np.right_shift(bits, 16, out=part)
+            np.copyto(self._numbers[step], part, casting="unsafe")
+            np.bitwise_and(bits, 0xFFFF, out=part)
+            self._numbers[step] |= part != 0
+
+    def _compare(self, heads: _Heads) -> _Comparison:
+        none = np.zeros(heads.mantissas.shape, np.bool_)
+        smaller, larger = self._measure([none, ~none], heads)
+        excess = smaller - larger
+        cut = 1 + heads.mantissas / np.float32(BINADE // 4)  # what the largest number, 4 * (1 + m), loses at 3
+        lowerable = (heads.mantissas < _LOWERABLE) & (np.minimum(smaller, larger) > np.square(cut))
+        close = (np.abs(excess) <= _CLOSE * smaller) & (smaller > 0)
+        return _Comparison(excess, close, lowerable, (smaller, larger))
+
+    def _measure(self, choices: Sequence[Array], heads: _Heads) -> list[NDArray[np.float64]]:
+        """Return squared errors `[blocks, lanes]` with scales chosen in several ways."""
+        offsets = [_offsets(chosen) for chosen in choices]
+        inverse = np.ldexp(1.0, 2 + SCALE_BIAS - heads.exponents.astype(np.int32))[:, None]
+        errors = [np.empty(chosen.shape, np.float64) for chosen in choices]
+        for step in self._steps():
+            sizes = self._of_step(self._scratch.sizes, step)
+            np.copyto(sizes, self._values[step])
+            np.abs(sizes, out=sizes)
+            sizes *= inverse[step]
+            for sums, offset in zip(errors, offsets, strict=True):
+                error = self._look_up(ROUNDED, step, offset, self._scratch.entries.view(np.float64))
+                np.subtract(sizes, error, out=error)
+                np.square(error, out=error)
+                np.add.reduce(error, axis=1, out=sums[step])
+        return errors
+
+    def _error(
+        self, chosen: Array, sums: Array, heads: _Heads, comparison: _Comparison | None
+    ) -> NDArray[np.float64]:
+        if comparison is None or comparison.errors is None:
+            return self._measure([chosen], heads)[0]
+        smaller, larger = comparison.errors
+        return np.where(chosen, larger, smaller)
+
+    def _errors(self, chosen: Array, error: Array, comparison: _Comparison) -> tuple[Array, Array]:
+        assert comparison.errors is not None
+        return comparison.errors
+
+    def _widen_into(self, values: NDArray[np.float32], step: slice) -> None:
+        np.copyto(values, self._values[step])
+
+    def _some(self, block: Array, lane: Array) -> NDArray[np.float32]:
+        some: NDArray[np.float32] = self._values[block, :, lane]
+        return some
+
+
+def _of_size(flat: Array, shape: tuple[int, ...]) -> Array:
+    return flat[: math.prod(shape)].reshape(shape)
+
+
+def _offsets(chosen: Array) -> Bits16:
+    """Return what distances are increased by in tables of both scales, `[blocks, 1, lanes]`."""
+    return (chosen.astype(np.uint16) * np.uint16(STEPS))[:, None]
+
+
+def _may_keep(named: Array, floor: Array, chosen: Array, excess: Array) -> tuple[Array, Array]:
+    """Return which named scales are one of the two and as good as the chosen one, and which are neither."""
+    higher = named == floor + 1
+    near = higher | (named == floor)
+    better = np.where(chosen, excess > 0, excess < 0) & (higher != chosen)  # the chosen one
+    return near & ~better, ~near & (named != NOT_NAMED)
+
+
+def _tile(values: Array, scratch: _Scratch) -> _Tile:
+    return (_NarrowTile if values.dtype == np.uint16 else _WideTile)(values, scratch)
 
 
 def _raised(mantissas: Array) -> dict[ScaleRule, Array]:
@@ -460,6 +719,17 @@ class _Outcome:
     """By rule, without scales to keep."""
     kept: NDArray[np.bool_]
 
+    def figures(self, compared: bool) -> QuantisationFigures:
+        """Return the errors and counts of these blocks; they are counted as values elsewhere."""
+        errors = {rule: float(error.sum()) for rule, error in self.errors.items()} if compared else {}
+        return QuantisationFigures(
+            squared_error=float(self.rounded.error.sum()),
+            clipped_values=int(self.rounded.clipped.sum()),
+            clipped_blocks=int(np.count_nonzero(self.rounded.clipped)),
+            kept_blocks=int(np.count_nonzero(self.kept)),
+            comparison=RuleComparison(squared_error=errors),
+        )
+
 
 def _quantise_blocks(values: NDArray[np.float64], rule: ScaleRule, named: Array) -> _Outcome:
     """Quantise blocks `[n, 32]` at any magnitude, with float64 arithmetic."""
@@ -470,7 +740,7 @@ def _quantise_blocks(values: NDArray[np.float64], rule: ScaleRule, named: Array)
     lowered, smaller, larger = (
         _round(values, np.clip(floor + step, 0, LARGEST_EXACT_SCALE)) for step in (-1, 0, 1)
     )
-    steps = (2 * mantissa - 1) * _BINADE
+    steps = (2 * mantissa - 1) * BINADE
     sticky = np.floor(steps).astype(np.int64) | (steps % 1 > 0)
     raised = _raised(sticky)
     raised[ScaleRule.MSE] = _excess(sizes, smaller, larger) > 0
@@ -513,7 +783,7 @@ def _round(values: NDArray[np.float64], scales: Array) -> _Rounded:
     exponents = scales.astype(np.int64)[:, None] - SCALE_BIAS
     sizes = np.ldexp(np.abs(values), -exponents)
     codes = np.zeros(values.shape, np.int64)
-    for code, midpoint in enumerate(_MIDPOINTS):
+    for code, midpoint in enumerate(MIDPOINTS):
         codes += sizes > midpoint if code % 2 == 0 else sizes >= midpoint
     rounded = MAGNITUDES[codes].astype(np.float64)
     error = np.ldexp(np.square(sizes - rounded).sum(axis=1), 2 * exponents[:, 0])
@@ -522,31 +792,3 @@ def _round(values: NDArray[np.float64], scales: Array) -> _Rounded:
     codes |= np.signbit(values).astype(np.int64) << 3
     clipped = (sizes > MAGNITUDES[-1]).sum(axis=1)
     return _Rounded(codes, scales, error, clipped, np.ldexp(rounded, exponents))
-
-
-@dataclass
-class _Sums:
-    """Figures of a tile by block, `[blocks, lanes]`, in absolute units."""
-
-    errors: dict[ScaleRule, NDArray[np.float64]]
-    error: NDArray[np.float64]
-    clipped: NDArray[np.uint8]
-    kept: NDArray[np.bool_]
-
-    def replace(self, block: Array, lane: Array, outcome: _Outcome) -> None:
-        for rule, error in self.errors.items():
-            error[block, lane] = outcome.errors[rule]
-        self.error[block, lane] = outcome.rounded.error
-        self.clipped[block, lane] = outcome.rounded.clipped
-        self.kept[block, lane] = outcome.kept
-
-    def total(self, values: int, squared_signal: float) -> QuantisationFigures:
-        return QuantisationFigures(
-            values=values,
-            squared_signal=squared_signal,
-            squared_error=float(self.error.sum()),
-            squared_error_by_rule={rule: float(self.errors[rule].sum()) for rule in ScaleRule},
-            clipped_values=int(self.clipped.sum()),
-            clipped_blocks=int(np.count_nonzero(self.clipped)),
-            kept_blocks=int(self.kept.sum()),
-        )
