@@ -162,12 +162,16 @@ def _print_rounding(console: Console, tensors: Sequence[TensorReport]) -> None:
 
 
 def _print_quantisation(console: Console, tensors: Sequence[TensorReport]) -> None:
-    """Print the errors of quantised tensors, beside those that other rules would have made."""
+    """Print the errors of quantised tensors, and those that each rule would have made of the blocks compared."""
     if not tensors:
         return
-    rules = list(tensors[0].findings.quantisation.squared_error_by_rule)
+    rules = list(tensors[0].findings.quantisation.comparison.squared_error)
+    sampled = any(
+        item.findings.quantisation.comparison.blocks < item.findings.quantisation.blocks for item in tensors
+    )
     table = _table(
-        "Quantised to MXFP4: relative error, and by rule", ("tensors", "left"), ("count", "right"),
+        "Quantised to MXFP4: relative error, and by rule" + (" in a sample of blocks" if sampled else ""),
+        ("tensors", "left"), ("count", "right"),
         ("SQNR dB", "right"), ("error", "right"), ("worst", "right"), ("clipped", "right"), ("kept", "right"),
         *((str(rule), "right") for rule in rules),
     )  # fmt: skip
@@ -178,7 +182,7 @@ def _print_quantisation(console: Console, tensors: Sequence[TensorReport]) -> No
             printable(kind), str(len(items)), f"{total.signal_to_noise:.2f}", f"{total.relative_error:.2%}",
             f"{max(item.relative_error for item in figures):.2%}", f"{total.clipped_blocks / total.blocks:.1%}",
             f"{total.kept_blocks / total.blocks:.1%}",
-            *(f"{total.relative_error_of(total.squared_error_by_rule[rule]):.2%}" for rule in rules),
+            *(f"{total.comparison.relative_error[rule]:.2%}" for rule in rules),
         )  # fmt: skip
     console.print(table)
 

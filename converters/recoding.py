@@ -71,9 +71,9 @@ class Findings:
                 "blocks": quantisation.blocks,
                 "signal_to_noise": quantisation.signal_to_noise,
                 "relative_error": quantisation.relative_error,
+                "compared_blocks": quantisation.comparison.blocks,
                 "relative_error_by_rule": {
-                    str(rule): quantisation.relative_error_of(error)
-                    for rule, error in quantisation.squared_error_by_rule.items()
+                    str(rule): error for rule, error in quantisation.comparison.relative_error.items()
                 },
                 "clipped_blocks": quantisation.clipped_blocks,
                 "clipped_values": quantisation.clipped_values,

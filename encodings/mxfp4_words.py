@@ -26,3 +26,12 @@ def pack_words(words: Bits16, nibbles: Bits16, scratch: Bits16) -> None:
         np.left_shift(nibbles[position::4], 4 * position, out=scratch)
         words |= scratch
     words |= nibbles[0::4]
+
+
+def pack_upper_nibbles(words: Bits16, nibbles: Bits16, scratch: Bits16) -> None:
+    """Do the same with nibbles that are the upper four bits of a word each, all other bits being 0."""
+    np.right_shift(nibbles[0::4], 12, out=words)
+    for position in (1, 2):
+        np.right_shift(nibbles[position::4], 12 - 4 * position, out=scratch)
+        words |= scratch
+    words |= nibbles[3::4]

@@ -43,7 +43,7 @@ ROUNDING = {
     "relative_error": "float",
 }  # fmt: skip
 QUANTISATION = {
-    "blocks": "int", "signal_to_noise": "float", "relative_error": "float",
+    "blocks": "int", "signal_to_noise": "float", "relative_error": "float", "compared_blocks": "int",
     "relative_error_by_rule": dict.fromkeys(("mse", "even", "floor", "rceil", "ceil"), "float"),
     "clipped_blocks": "int", "clipped_values": "int", "kept_blocks": "int",
 }  # fmt: skip

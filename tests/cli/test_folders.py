@@ -133,6 +133,21 @@ def test_a_report_announces_the_error_of_every_rule(samples: Samples, tmp_path: 
     announced = figures["mse"]["relative_error_by_rule"]
     assert announced == pytest.approx({rule: figures[rule]["relative_error"] for rule in SCALE_RULES})
     assert min(announced.values()) == announced["mse"] < max(announced.values())
+    assert figures["mse"]["compared_blocks"] == figures["mse"]["blocks"]
+
+
+def test_a_report_of_another_rule_announces_errors_of_a_sample_and_says_so(
+    samples: Samples, tmp_path: Path
+) -> None:
+    source = tuned(samples, tmp_path, 0.3)
+    outcome = run_here("to-mxfp4", source, "-o", tmp_path / "x", "--rule", "floor")
+    assert "by rule in a sample of blocks" in " ".join(outcome.stdout.split())
+    report = converted("to-mxfp4", source, tmp_path / "y", "--rule", "floor")["report"]
+    figures = {tensor["name"]: tensor["quantisation"] for tensor in report["tensors"]}[GATE_UP]
+    assert 0 < figures["compared_blocks"] < figures["blocks"]
+    assert figures["relative_error_by_rule"]["mse"] < figures["relative_error_by_rule"]["floor"]
+    outcome = run_here("to-mxfp4", source, "-o", tmp_path / "z")
+    assert "by rule in a sample" not in " ".join(outcome.stdout.split())
 
 
 def test_dense_tensors_as_in_the_source(samples: Samples, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,13 @@ from numpy.typing import NDArray
 
 from gptoss_convert.encodings import ENCODINGS, Array, Chunk, EncodingError
 from gptoss_convert.encodings.mxfp4_canonical import canonical_blocks, noncanonical_scales
-from gptoss_convert.encodings.mxfp4_quantiser import QuantisationFigures, Quantised, ScaleRule, quantise
+from gptoss_convert.encodings.mxfp4_quantiser import (
+    QuantisationFigures,
+    Quantised,
+    RuleComparison,
+    ScaleRule,
+    quantise,
+)
 
 MXFP4, BF16 = ENCODINGS["mxfp4"], ENCODINGS["bf16"]
 
@@ -103,7 +110,7 @@ def reference(values: Floats, rule: ScaleRule, named: Array | None = None) -> Ex
     codes = np.empty((rows, columns), np.uint8)
     scales = np.empty((rows, columns // 32), np.uint8)
     signal = error = clipped_values = clipped_blocks = kept = 0
-    by_rule = dict.fromkeys(RULES, 0)
+    compared = RuleComparison()
     for row in range(rows):
         for place in range(columns // 32):
             part = slice(32 * place, 32 * place + 32)
@@ -122,21 +129,33 @@ def reference(values: Floats, rule: ScaleRule, named: Array | None = None) -> Ex
             clipped_blocks += beyond > 0
             signal += sum(x * x for x in block)
             error += error_of(block, scale)
-            of_scales = [scale_of(block, each) for each in RULES]
-            errors = {each: error_of(block, each) for each in set(of_scales)}
-            for each, its_scale in zip(RULES, of_scales, strict=True):
-                by_rule[each] += errors[its_scale]
+            if place in compared_places(columns // 32, rule, named):
+                compared += comparison_of(block)
     codes |= np.signbit(values).astype(np.uint8) << 3
     figures = QuantisationFigures(
         values=values.size,
         squared_signal=of_units(signal),
         squared_error=of_units(error),
-        squared_error_by_rule={each: of_units(total) for each, total in by_rule.items()},
         clipped_values=clipped_values,
         clipped_blocks=clipped_blocks,
         kept_blocks=kept,
+        comparison=compared,
     )
     return Expected(codes[:, 0::2] | codes[:, 1::2] << 4, scales, figures)
+
+
+def compared_places(blocks: int, rule: ScaleRule, named: Array | None) -> range:
+    """The blocks of a row of which a report says what other rules would have made of them."""
+    return range(blocks) if rule is ScaleRule.MSE or named is not None else range(0, blocks, 16)
+
+
+def comparison_of(block: Sequence[int]) -> RuleComparison:
+    scales = {rule: scale_of(block, rule) for rule in RULES}
+    return RuleComparison(
+        len(block),
+        of_units(sum(x * x for x in block)),
+        {rule: of_units(error_of(block, scale)) for rule, scale in scales.items()},
+    )
 
 
 def assert_figures(figures: QuantisationFigures, expected: QuantisationFigures) -> None:
@@ -146,15 +165,21 @@ def assert_figures(figures: QuantisationFigures, expected: QuantisationFigures) 
     assert figures.squared_error == pytest.approx(
         expected.squared_error, rel=1e-9, abs=expected.squared_signal * 2**-43
     )
-    assert list(figures.squared_error_by_rule) == RULES
-    for rule, error in expected.squared_error_by_rule.items():
-        found = figures.squared_error_by_rule[rule]
-        assert found == pytest.approx(error, rel=1e-9, abs=expected.squared_signal * 2**-43)
-        assert (found > 0) == (error > 0)
+    assert_comparison(figures.comparison, expected.comparison)
     assert (figures.squared_error > 0) == (expected.squared_error > 0)
     assert figures.clipped_values == expected.clipped_values
     assert figures.clipped_blocks == expected.clipped_blocks
     assert figures.kept_blocks == expected.kept_blocks
+
+
+def assert_comparison(comparison: RuleComparison, expected: RuleComparison) -> None:
+    assert comparison.values == expected.values
+    assert comparison.squared_signal == pytest.approx(expected.squared_signal, rel=1e-5, abs=0)
+    assert list(comparison.squared_error) == RULES
+    for rule, error in expected.squared_error.items():
+        found = comparison.squared_error[rule]
+        assert found == pytest.approx(error, rel=1e-9, abs=expected.squared_signal * 2**-43)
+        assert (found > 0) == (error > 0)
 
 
 def assert_as_reference(values: Array, rule: ScaleRule, named: Array | None = None) -> Quantised:
@@ -351,9 +376,40 @@ def test_the_error_is_that_of_the_decoded_numbers() -> None:
         error = np.square(decoded(found).astype(np.float64) - values).sum()
         signal = np.square(values.astype(np.float64)).sum()
         assert found.figures.squared_error == pytest.approx(error, rel=1e-12)
-        assert found.figures.squared_error_by_rule[rule] == pytest.approx(error, rel=1e-12)
         assert found.figures.relative_error == pytest.approx(math.sqrt(error / signal), rel=1e-5)
         assert found.figures.signal_to_noise == pytest.approx(10 * math.log10(signal / error), abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_smallest_error_is_compared_with_what_each_rule_would_have_made(dtype: type, order: Any) -> None:
+    values = gaussian(300, 40)
+    array = np.asarray(truncated(values) if dtype == np.uint16 else values, order=order)
+    found = quantise(array).figures
+    assert found.comparison.values == found.values
+    for rule in RULES:
+        error = quantise(array, rule).figures.squared_error
+        assert found.comparison.squared_error[rule] == pytest.approx(error, rel=1e-12)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule is not ScaleRule.MSE])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_rule_of_the_largest_number_is_compared_in_every_sixteenth_block_of_a_row(
+    rule: ScaleRule, dtype: type, order: Any
+) -> None:
+    """However the rows are divided, it is the same sample, and the figures of the rule itself are of all blocks."""
+    values = gaussian(300, 40)
+    array = np.asarray(truncated(values) if dtype == np.uint16 else values, order=order)
+    picked = np.concatenate([array[:, 32 * block : 32 * block + 32] for block in (0, 16, 32)], axis=1)
+    expected = quantise(picked).figures.comparison
+    assert_comparison(quantise(array, rule).figures.comparison, expected)
+    pieces = [quantise(array[:7], rule).figures, quantise(array[7:], rule).figures]
+    assert_comparison((pieces[0] + pieces[1]).comparison, expected)
+    assert_comparison(
+        quantise(array, rule, np.full((300, 40), NONE, np.uint8)).figures.comparison,
+        quantise(array).figures.comparison,
+    )
 
 
 def test_numbers_far_below_the_scale_count_as_changed() -> None:
@@ -418,7 +474,7 @@ def test_a_block_that_the_next_smaller_scale_suits_better(dtype: type) -> None:
     found = quantise(truncated(values) if dtype == np.uint16 else values)
     assert found.scales.item() == 126
     assert found.figures.squared_error == 1
-    assert found.figures.squared_error_by_rule[ScaleRule.FLOOR] == 31 / 16
+    assert found.figures.comparison.squared_error[ScaleRule.FLOOR] == 31 / 16
     assert best_scales(values[0]) == (units(1.0) ** 2, 126)
 
 
