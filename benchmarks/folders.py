@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.measure import Run, median_ratio, median_wall, run, table, touch_free_memory
+from benchmarks.measure import Run, median_ratio, median_wall, prepare_machine, run, table
 from gptoss_convert.canonical_hash import hash_checkpoint
 from gptoss_convert.formats import open_checkpoint
 from tests.support import tokenizers
@@ -25,6 +25,9 @@ model = GptOssForCausalLM.from_pretrained(
 model.save_pretrained(sys.argv[2], save_original_format=False)
 """
 """How transformers loads, decodes and saves; without the last option it saves experts under wrong names."""
+
+_COPY_AND_SYNC = 'cp "$@" && for folder; do :; done && exec sync "$folder"/*'
+"""A shell script that does what `cp` does with its arguments, and makes it durable, as all our outputs are."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,11 @@ class Result:
         lines = [
             f"{self.layers} full-width layers, {self.experts} weights in experts",
             *table(self.runs, copy=copy),
-            f"to-bf16: median of the ratios to cp, pair by pair: {median_ratio(self.runs['to-bf16'], copy):.2f}",
+            *(
+                f"to-bf16: median of the ratios to {name}, pair by pair: "
+                f"{median_ratio(self.runs['to-bf16'], self.runs[name]):.2f}"
+                for name in ("cp of the BF16 folder", "cp and sync of it")
+            ),
         ]
         for rule in ("mse", "floor"):
             cpu = statistics.median(item.cpu for item in self.runs[f"to-mxfp4 --rule {rule}"])
@@ -76,13 +83,14 @@ def _measure(source: Path, folder: Path, layers: int, rounds: int, peer_rounds: 
     def command(*words: str | Path) -> Callable[[], Run]:
         return lambda: run([*words])
 
-    def copy_weights() -> Run:
+    def copy_weights(script: str) -> Run:
         copy.mkdir()
-        return run(["cp", *sorted(bf16.glob("*.safetensors")), copy])
+        return run(["sh", "-c", script, "sh", *sorted(bf16.glob("*.safetensors")), copy])
 
     tools: dict[str, tuple[Path, Callable[[], Run]]] = {
         "to-bf16": (bf16, command(program, "to-bf16", source, "-o", bf16, "--quiet")),
-        "cp of the BF16 folder": (copy, copy_weights),
+        "cp of the BF16 folder": (copy, lambda: copy_weights('exec cp "$@"')),
+        "cp and sync of it": (copy, lambda: copy_weights(_COPY_AND_SYNC)),
     }
     for rule in ("mse", "floor"):
         words = (program, "to-mxfp4", bf16, "-o", mxfp4, "--quiet", "--rule", rule)
@@ -96,7 +104,7 @@ def _measure(source: Path, folder: Path, layers: int, rounds: int, peer_rounds: 
     for number in range(rounds + 1):
         for name, (output, tool) in tools.items():
             shutil.rmtree(output, ignore_errors=True)
-            touch_free_memory(needed)
+            prepare_machine(needed)
             measured = tool()
             if number:
                 runs[name].append(measured)
@@ -104,7 +112,7 @@ def _measure(source: Path, folder: Path, layers: int, rounds: int, peer_rounds: 
     shutil.rmtree(copy)
     for _ in range(peer_rounds):
         shutil.rmtree(theirs, ignore_errors=True)
-        touch_free_memory(needed)
+        prepare_machine(needed)
         runs["transformers"].append(run([sys.executable, "-P", "-c", _DEQUANTISE, source, theirs]))
     shape = replace(REAL_20B, layers=layers)
     weights = 3 * shape.layers * shape.experts * shape.hidden * shape.intermediate

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 POLL_SECONDS = 0.02
 
@@ -64,11 +65,51 @@ def _sample(pid: int, peak: dict[str, int], done: threading.Event) -> None:
                 peak[key] = max(peak[key], int(value.split()[0]) * 1024)
 
 
-def touch_free_memory(nbytes: int) -> None:
+def prepare_machine(nbytes: int) -> None:
+    """Leave nothing of earlier runs for the next one to wait for, which uses up to `nbytes` of memory.
+
+    Called before each run, after its earlier output was removed, so that all tools find the same state.
+    """
+    _wait_for_disk()
+    _touch_free_memory(nbytes)
+
+
+def _wait_for_disk() -> None:
+    """Store what earlier runs left to be stored, and wait until the disk rests; at most half a minute.
+
+    A file system may hand the blocks of removed files back to the disk for seconds afterwards. A program that
+    syncs what it wrote would wait for that too, and one that does not, such as `cp`, would not.
+    """
+    os.sync()
+    restful, before = 0, _disk_state()
+    for _ in range(300):
+        time.sleep(0.1)
+        now = _disk_state()
+        restful = restful + 1 if now == before and now.in_flight == 0 else 0
+        if restful == 5:
+            return
+        before = now
+
+
+class _DiskState(NamedTuple):
+    """Sums over all disks."""
+
+    in_flight: int
+    discarded: int
+    """Sectors."""
+
+
+def _disk_state() -> _DiskState:
+    """Read /proc/diskstats, whose columns are those of the kernel's Documentation/admin-guide/iostats.rst."""
+    disks = [line.split() for line in Path("/proc/diskstats").read_text().splitlines()]
+    return _DiskState(sum(int(disk[11]) for disk in disks), sum(int(disk[16]) for disk in disks))
+
+
+def _touch_free_memory(nbytes: int) -> None:
     """Use up to `nbytes` of free memory for a moment, and give it back.
 
     A virtual machine may hand memory that has been free for two seconds back to its host, and fetching it again
-    costs more than copying a file into it. Called before each run, this spares all tools that cost alike.
+    costs more than copying a file into it. This spares all tools that cost alike.
     """
     free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemFree:"))
     count = min(nbytes, int(free.split()[1]) * 1024 * 9 // 10) >> 26

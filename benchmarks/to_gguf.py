@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.measure import Run, median_ratio, median_wall, run, table, touch_free_memory
+from benchmarks.measure import Run, median_ratio, median_wall, prepare_machine, run, table
 from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.formats.gguf.container import read_header
 from gptoss_convert.formats.storage import FileRef
@@ -68,16 +68,16 @@ def _measure(source: Path, folder: Path, layers: int, rounds: int, peer_rounds: 
     for _ in range(rounds + 1):
         shutil.rmtree(copy, ignore_errors=True)
         copy.mkdir()
-        touch_free_memory(needed)
+        prepare_machine(needed)
         copies.append(run(["cp", *weights, copy]))
         ours.unlink(missing_ok=True)
-        touch_free_memory(needed)
+        prepare_machine(needed)
         our_runs.append(run(convert))
     del copies[0], our_runs[0]
     shutil.rmtree(copy)
     for _ in range(peer_rounds):
         theirs.unlink(missing_ok=True)
-        touch_free_memory(needed)
+        prepare_machine(needed)
         script = converter_source() / "convert_hf_to_gguf.py"
         peer_runs.append(run([sys.executable, script, source, "--outfile", theirs, "--outtype", "auto"]))
     return Result(

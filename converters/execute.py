@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from gptoss_convert.canonical_hash import (
     segment_digests,
     tensor_digest,
 )
-from gptoss_convert.checkpoint import FileWriter, Tensor
+from gptoss_convert.checkpoint import Tensor
 from gptoss_convert.converters.manifest import HashedFile, Manifest, hash_file
 from gptoss_convert.converters.output import Outputs, check_destination, new_outputs
 from gptoss_convert.converters.plan import Plan, Transfer
@@ -31,10 +33,12 @@ from gptoss_convert.encodings.mxfp4_format import BLOCK, NOT_NAMED
 from gptoss_convert.encodings.transpose import transpose_into
 from gptoss_convert.errors import BudgetError, InputError
 from gptoss_convert.formats.scale_sidecar import ScaleSidecarWriter
-from gptoss_convert.formats.storage import FileRef
+from gptoss_convert.formats.storage import FileCopier, FileRef, SameBytes
 
 STEP_BYTES = 2 << 20
 """Working memory per step; larger steps fall out of the cache without saving system calls."""
+COPY_BYTES = 16 << 20
+"""Bytes of a task that copies, for which it needs no memory."""
 DEFAULT_MEMORY = 192 << 20
 LEAST_MEMORY_PER_JOB = 256 << 10
 
@@ -64,7 +68,7 @@ def ignore_progress(tensor: str, nbytes: int) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """Rows `start` to `stop` of a tensor, which are read at once and then converted `step` rows at a time.
+    """Rows `start` to `stop` of a tensor, which are read at once and converted `step` rows at a time, or copied.
 
     Tasks are independent of each other and can be sent to another process.
     """
@@ -73,6 +77,13 @@ class Task:
     start: int
     stop: int
     step: int
+    same_bytes: SameBytes | None = None
+    """Where the rows lie, if they are to be copied; None if they are converted."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it writes."""
+        return (self.stop - self.start) * self.transfer.target.encoding.row_nbytes(self.transfer.target.columns)
 
 
 @dataclass(frozen=True)
@@ -186,16 +197,54 @@ def execute(
 def tasks(plan: Plan, resources: Resources) -> Iterator[Task]:
     """Yield tasks that together do all of `plan`, each within the memory of one job where a segment is.
 
-    A task is some whole matrices, or some whole segments of one matrix.
+    Rows are copied from file to file where source and target are the same bytes, unless values have to be hashed.
+    Copies and conversions come each in the order of the plan, and evenly mixed: while one thread computes another
+    one moves data, and they wait less for each other to write to the same file.
     """
+    copies: list[tuple[Transfer, SameBytes]] = []
+    conversions: list[Transfer] = []
     for transfer in plan.transfers:
-        matrix = rows_per_matrix(transfer.source.shape)
-        rows, step = _rows_of_task(transfer, matrix, resources.memory_per_job)
-        whole = max(rows, matrix)
-        for first in range(0, transfer.source.rows, whole):
-            end = min(first + whole, transfer.source.rows)
-            for start in range(first, end, rows):
-                yield Task(transfer, start, min(start + rows, end), step)
+        same_bytes = None if plan.manifest is not None else transfer.same_bytes
+        if same_bytes is None:
+            conversions.append(transfer)
+        else:
+            copies.append((transfer, same_bytes))
+    kinds = (
+        _with_share_before(
+            (task for transfer in conversions for task in _conversion_tasks(transfer, resources)),
+            sum(transfer.target.nbytes for transfer in conversions),
+        ),
+        _with_share_before(
+            (task for transfer, same_bytes in copies for task in _copy_tasks(transfer, same_bytes)),
+            sum(transfer.target.nbytes for transfer, _ in copies),
+        ),
+    )
+    return (task for _, task in heapq.merge(*kinds, key=itemgetter(0)))
+
+
+def _with_share_before(of_one_kind: Iterable[Task], total: int) -> Iterator[tuple[float, Task]]:
+    """Yield each task with the share of the `total` bytes that those before it write."""
+    done = 0
+    for task in of_one_kind:
+        yield done / total, task
+        done += task.nbytes
+
+
+def _copy_tasks(transfer: Transfer, same_bytes: SameBytes) -> Iterator[Task]:
+    rows = max(COPY_BYTES // same_bytes.source.row_nbytes, 1)
+    for start in range(0, transfer.source.rows, rows):
+        yield Task(transfer, start, min(start + rows, transfer.source.rows), rows, same_bytes)
+
+
+def _conversion_tasks(transfer: Transfer, resources: Resources) -> Iterator[Task]:
+    """Yield tasks for all rows; each is some whole matrices, or some whole segments of one matrix."""
+    matrix = rows_per_matrix(transfer.source.shape)
+    rows, step = _rows_of_task(transfer, matrix, resources.memory_per_job)
+    whole = max(rows, matrix)
+    for first in range(0, transfer.source.rows, whole):
+        end = min(first + whole, transfer.source.rows)
+        for start in range(first, end, rows):
+            yield Task(transfer, start, min(start + rows, end), step)
 
 
 def _rows_of_task(transfer: Transfer, matrix: int, memory: int) -> tuple[int, int]:
@@ -218,10 +267,13 @@ def _whole_segments(rows: int) -> int:
     return max(rows - rows % SEGMENT_ROWS, SEGMENT_ROWS)
 
 
-def run_task(task: Task, writer: FileWriter, hashing: bool = False) -> TaskResult:
+def run_task(task: Task, writer: FileCopier, hashing: bool = False) -> TaskResult:
     """Do `task`, and digest the segments of what it writes if `hashing`."""
     transfer = task.transfer
     source, target = transfer.source, transfer.target
+    if task.same_bytes is not None:
+        task.same_bytes.copy(writer, task.start, task.stop)
+        return TaskResult(task.nbytes)
     chunk = source.read(task.start, task.stop)
     gathered = _Gathered(task.stop - task.start) if transfer.gathers else None
     findings = NOTHING_FOUND
@@ -244,7 +296,7 @@ def run_task(task: Task, writer: FileWriter, hashing: bool = False) -> TaskResul
     if gathered is not None:
         target.storage.write(writer, task.start, gathered.chunk)
     return TaskResult(
-        (task.stop - task.start) * target.encoding.row_nbytes(target.columns),
+        task.nbytes,
         findings,
         named if named.size else None,
         b"".join(digests),
@@ -365,8 +417,7 @@ class _Found:
         return TensorReport(transfer, self._findings[id(transfer)], digest)
 
 
-def _copy(source: FileRef, path: Path, writer: FileWriter) -> None:
+def _copy(source: FileRef, path: Path, writer: FileCopier) -> None:
     if FileRef.at(source.path) != source:
         raise InputError("file changed while it was in use", file=source.path)
-    for offset in range(0, source.size, STEP_BYTES):
-        writer.write(path, source.read(offset, min(STEP_BYTES, source.size - offset)), offset)
+    writer.copy(path, 0, source, 0, source.size)

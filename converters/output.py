@@ -18,9 +18,12 @@ from gptoss_convert.assets import KNOWN
 from gptoss_convert.converters.plan import Plan, PlannedFile
 from gptoss_convert.encodings import Array
 from gptoss_convert.errors import OutputError
+from gptoss_convert.formats.storage import FileRef
 
 _NO_ALLOCATION = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 """Errors of file systems that cannot reserve space."""
+_COPY_BYTES = 256 << 10
+"""Bytes that are read and written at once where the system cannot copy from file to file."""
 _LONGEST_STEM = 200
 """Characters of a name that its temporary name keeps, so that the suffix fits too."""
 
@@ -61,6 +64,25 @@ class Outputs:
             while done < len(view):
                 done += self._write_some(descriptor, view[done:], offset + done)
             _start_writeback(descriptor, offset, len(view))
+
+    def copy(self, path: Path, offset: int, source: FileRef, start: int, count: int) -> None:
+        """Copy `count` bytes of `source` from `start` on to `offset` of the file whose final name is `path`.
+
+        Raises:
+            InputError: the source changed, or cannot be read.
+            OutputError: the system refused to write.
+        """
+        with _reported(path):
+            descriptor = self._descriptor(path)
+        done = 0
+        while done < count and (more := source.copy_some(start + done, count - done, descriptor, offset + done)):
+            done += more
+        if done:
+            _start_writeback(descriptor, offset, done)
+        for place in range(done, count, _COPY_BYTES):
+            piece = np.empty(min(_COPY_BYTES, count - place), np.uint8)
+            source.read_into(piece, start + place)
+            self.write(path, piece, offset + place)
 
     def create(self, path: Path, content: bytes) -> None:
         """Create the file whose final name is `path`, one of those that are made at the end.

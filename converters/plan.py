@@ -15,7 +15,7 @@ from gptoss_convert.checkpoint import Tensor
 from gptoss_convert.converters.recoding import PLAIN, Recoding
 from gptoss_convert.encodings import Encoding, LossClass, loss_class
 from gptoss_convert.errors import UnsupportedError
-from gptoss_convert.formats.storage import FileRef
+from gptoss_convert.formats.storage import FileRef, SameBytes
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,14 @@ class Transfer:
     def loss(self) -> LossClass:
         """What happens to its numbers."""
         return loss_class(self.source.encoding, self.target.encoding)
+
+    @property
+    def same_bytes(self) -> SameBytes | None:
+        """Where the rows lie, if source and target are the same bytes that nobody has to look at."""
+        kept = self.recoding == PLAIN and self.loss is LossClass.BYTE_EXACT
+        if not kept or not self.source.encoding.takes_any_bytes:
+            return None
+        return SameBytes.of(self.source.storage, self.target.storage)
 
     @property
     def row_group(self) -> int:

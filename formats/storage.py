@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -78,6 +78,24 @@ class FileRef:
         except OSError as error:
             raise InputError(f"cannot read file: {error.strerror}", file=self.path) from error
 
+    def copy_some(self, offset: int, count: int, target: int, target_offset: int) -> int:
+        """Let the system copy up to `count` bytes from `offset` on to the open file `target`.
+
+        Returns:
+            Bytes that it copied; 0 if it does not, for whatever reason. Reading and writing them instead either
+            does it or tells what is wrong.
+
+        Raises:
+            InputError: the file changed since it was looked at.
+        """
+        if not hasattr(os, "copy_file_range"):
+            return 0
+        try:
+            opened = _opened(self)
+            return os.copy_file_range(opened.descriptor, target, count, offset, target_offset)
+        except OSError:
+            return 0
+
     def read(self, offset: int, count: int) -> bytes:
         """Return `count` bytes from `offset` on.
 
@@ -134,16 +152,20 @@ class StoredArray:
         """Bytes of a row."""
         return self.items * self.dtype.itemsize
 
+    def position(self, row: int) -> int:
+        """Return where `row` begins, in bytes from the start of the file."""
+        return self.offset + row * self.row_nbytes
+
     def read(self, start: int, stop: int) -> Array:
         """Return rows `start` to `stop` as an array `[rows, items]`."""
         rows = np.empty((stop - start, self.items), self.dtype)
-        self.file.read_into(rows, self.offset + start * self.row_nbytes)
+        self.file.read_into(rows, self.position(start))
         return rows
 
     def write(self, writer: FileWriter, start: int, rows: Array) -> None:
         """Write `rows` `[rows, items]` from row `start` on."""
         data = row_major(rows.astype(self.dtype, copy=False))
-        writer.write(self.file.path, data, self.offset + start * self.row_nbytes)
+        writer.write(self.file.path, data, self.position(start))
 
 
 class ReadOnlyStorage:
@@ -152,6 +174,60 @@ class ReadOnlyStorage:
     def write(self, writer: FileWriter, start: int, chunk: Chunk) -> None:
         """Refuse: no plan has such a target."""
         raise TypeError(f"{type(self).__name__} can only be read")
+
+
+class FileCopier(FileWriter, Protocol):
+    """Takes what a storage writes, and ranges of other files."""
+
+    def copy(self, path: Path, offset: int, source: FileRef, start: int, count: int) -> None:
+        """Copy `count` bytes of `source` from `start` on to `offset` of the planned file `path`.
+
+        Raises:
+            InputError: the source changed, or cannot be read.
+            OutputError: the system refused to write.
+        """
+
+
+@runtime_checkable
+class RowsStorage(Storage, Protocol):
+    """A storage whose rows may lie as they are, one after the other."""
+
+    @property
+    def rows_in_file(self) -> StoredArray | None:
+        """The array whose rows are those of the tensor, byte for byte; None if there is none."""
+
+
+@dataclass(frozen=True)
+class SameBytes:
+    """Rows that are the same bytes in two files."""
+
+    source: StoredArray
+    target: StoredArray
+
+    @classmethod
+    def of(cls, source: Storage, target: Storage) -> SameBytes | None:
+        """Return where the rows of a tensor lie in two storages, which both have it in the same encoding.
+
+        None says that they do not lie in rows, or not in the same ones, in both of them.
+        """
+        if not isinstance(source, RowsStorage) or not isinstance(target, RowsStorage):
+            return None
+        rows, new_rows = source.rows_in_file, target.rows_in_file
+        if rows is None or new_rows is None or rows.row_nbytes != new_rows.row_nbytes:
+            return None
+        return cls(rows, new_rows)
+
+    def copy(self, writer: FileCopier, start: int, stop: int) -> None:
+        """Copy rows `start` to `stop`.
+
+        Raises:
+            InputError: as `FileCopier.copy`.
+            OutputError: as `FileCopier.copy`.
+        """
+        count = (stop - start) * self.source.row_nbytes
+        writer.copy(
+            self.target.file.path, self.target.position(start), self.source.file, self.source.position(start), count
+        )
 
 
 @dataclass(frozen=True)
@@ -166,6 +242,11 @@ class PartsStorage:
     def files(self) -> tuple[Path, ...]:
         """Files of the parts."""
         return tuple(part.file.path for part in self.parts)
+
+    @property
+    def rows_in_file(self) -> StoredArray | None:
+        """The only part, if there is one only."""
+        return self.parts[0] if len(self.parts) == 1 else None
 
     def read(self, start: int, stop: int) -> Chunk:
         """Return rows `start` to `stop` of every part."""

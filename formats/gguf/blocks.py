@@ -142,6 +142,11 @@ class RecordStorage:
         """The GGUF file."""
         return (self.stored.file.path,)
 
+    @property
+    def rows_in_file(self) -> StoredArray | None:
+        """The rows, unless they are records of several parts, whose order of codes may differ."""
+        return self.stored if len(self.encoding.parts) == 1 else None
+
     def read(self, start: int, stop: int) -> Chunk:
         """Return rows `start` to `stop`."""
         return unpack(self.encoding, self.stored.read(start, stop), self.code_order)

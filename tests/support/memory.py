@@ -8,6 +8,7 @@ import numpy as np
 
 from gptoss_convert.checkpoint import FileWriter, Tensor
 from gptoss_convert.encodings import ENCODINGS, Array, Chunk, Order
+from gptoss_convert.formats.storage import FileRef
 
 PLACE = Path("model.safetensors")
 
@@ -37,6 +38,9 @@ class FilesInMemory:
 
     def write(self, path: Path, data: bytes | Array, offset: int) -> None:
         self._pieces[path].append((offset, data if isinstance(data, bytes) else data.tobytes()))
+
+    def copy(self, path: Path, offset: int, source: FileRef, start: int, count: int) -> None:
+        self.write(path, source.read(start, count), offset)
 
     def runs(self) -> dict[Path, dict[int, bytes]]:
         """The bytes of every file without gaps, by their offset; no byte may have been written twice."""

@@ -1,5 +1,6 @@
 """Execution: the same bytes however the work is cut and whoever does it, and the right ones."""
 
+import errno
 import json
 import os
 import threading
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_convert.canonical_hash import SEGMENT_ROWS
-from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.checkpoint import Checkpoint, Tensor
 from gptoss_convert.converters import execute as execute_module
 from gptoss_convert.converters.execute import (
     LEAST_MEMORY_PER_JOB,
@@ -40,6 +41,7 @@ from gptoss_convert.encodings.deviation import deviation
 from gptoss_convert.errors import BudgetError, InputError, OutputError
 from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.formats.gguf.names import gguf_names
+from gptoss_convert.formats.storage import FileRef, PartsStorage, StoredArray
 from tests.support.checkpoints import Shape, write_huggingface, write_original
 from tests.support.memory import FilesInMemory, zeros
 from tests.support.tokenizers import write_small_tokenizer
@@ -311,6 +313,80 @@ def test_small_tensors_are_moved_in_one_piece(checkpoints: dict[str, Checkpoint]
         assert len(list(tasks(plan, Resources()))) <= SHAPE.experts * len(checkpoint.tensors)
 
 
+def copied(plan: Plan) -> list[str]:
+    """Names of the tensors that tasks copy; no tensor is done in both ways."""
+    ways = {(task.transfer.source.name, task.same_bytes is not None) for task in tasks(plan, Resources())}
+    assert len(ways) == len({name for name, _ in ways})
+    return [name for name, copies in ways if copies]
+
+
+def test_tensors_that_keep_their_bytes_are_copied(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    plan = plan_bf16(checkpoints["mxfp4"], tmp_path / "out")
+    same = [name for name, tensor in checkpoints["mxfp4"].tensors.items() if tensor.encoding.name == "bf16"]
+    assert sorted(copied(plan)) == sorted(same)
+
+
+def test_tensors_whose_values_are_hashed_are_not_copied(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    plan = plan_bf16(checkpoints["mxfp4"], tmp_path / "out")
+    assert copied(plan)
+    assert not copied(plan.with_manifest())
+
+
+def test_copies_cover_all_rows_and_are_evenly_mixed_with_conversions(tmp_path: Path) -> None:
+    """A third of the bytes are copied, and at any time a third of what was done were copies."""
+
+    def stored(name: str, rows: int) -> Tensor:
+        array = StoredArray(FileRef(tmp_path / name, rows * 2048), 0, np.dtype("<u2"), 1024)
+        return Tensor(name, (rows, 1024), ENCODINGS["bf16"], PartsStorage((array,)))
+
+    source, target = stored("old", 300_001), stored("new", 300_001)
+    conversion = transfer_of((600_000, 1024), "q8_0", "bf16")
+    found = list(tasks(plan_of(Transfer(source, target), conversion), Resources()))
+    spans = [(task.start, task.stop) for task in found if task.same_bytes is not None]
+    assert [0, *(stop for _, stop in spans)] == [*(start for start, _ in spans), 300_001]
+    largest = max(task.nbytes for task in found)
+    assert largest <= 16 << 20
+    copies = total = 0
+    for task in found:
+        copies += task.nbytes if task.same_bytes is not None else 0
+        total += task.nbytes
+        assert abs(copies - total / 3) <= largest
+    assert copies == target.nbytes
+
+
+@pytest.mark.parametrize("refusal", [None, errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP])
+def test_bytes_do_not_depend_on_the_system_copying(
+    checkpoints: dict[str, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int | None
+) -> None:
+    """Neither where it refuses nor, with None, where it has no such call."""
+    plan = plan_bf16(checkpoints["mxfp4"], tmp_path / "out")
+    execute(plan)
+    expected = {path.name: path.read_bytes() for path in plan.output.iterdir()}
+
+    def refuse(*_: object) -> int:
+        assert refusal is not None
+        raise OSError(refusal, os.strerror(refusal))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
+    if refusal is None:
+        monkeypatch.delattr(os, "copy_file_range")
+    execute(plan, replace=True)
+    assert {path.name: path.read_bytes() for path in plan.output.iterdir()} == expected
+
+
+def test_source_that_became_shorter_is_an_error_where_it_is_copied(tmp_path: Path) -> None:
+    write_small_tokenizer(tmp_path / "model")
+    checkpoint = open_checkpoint(write_huggingface(tmp_path / "model", SHAPE))
+    plan = plan_bf16(checkpoint, tmp_path / "out")
+    file = checkpoint.tensors["lm_head.weight"].file
+    status = file.stat()
+    os.truncate(file, file.stat().st_size // 2)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(InputError, match="became shorter"):
+        execute(plan)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
 def test_memory_is_shared_by_the_jobs() -> None:
     assert Resources(jobs=4, memory=400).memory_per_job == 100
 
@@ -412,7 +488,7 @@ def test_failed_write_is_an_error_of_ours(plan: Plan, tmp_path: Path, monkeypatc
     pwrite, calls = os.pwrite, iter(range(10**6))
 
     def sometimes(descriptor: int, data: memoryview, offset: int) -> int:
-        if next(calls) == 20:
+        if next(calls) == 5:
             raise OSError(28, "No space left on device")
         return pwrite(descriptor, data, offset)
 

@@ -15,7 +15,8 @@ import pytest
 
 from gptoss_convert.converters.output import check_destination, new_files, new_folder
 from gptoss_convert.converters.plan import Plan, PlannedFile
-from gptoss_convert.errors import OutputError
+from gptoss_convert.errors import InputError, OutputError
+from gptoss_convert.formats.storage import FileRef
 
 CONTENT = b"header" + bytes(range(10))
 
@@ -181,6 +182,98 @@ def test_refused_advice_does_no_harm(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "posix_fadvise", failing(errno.EINVAL))
     write(planned(folder, "a"))
     assert (folder / "a").read_bytes() == CONTENT
+
+
+# --- copies
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> FileRef:
+    """A file that is longer than what is read and written at once."""
+    path = tmp_path / "source"
+    path.write_bytes(np.random.default_rng(1).bytes(600_000))
+    return FileRef.at(path)
+
+
+def copy(folder: Path, source: FileRef) -> bytes:
+    """Copy all but five bytes at both ends, to a place between other bytes; return what lies there."""
+    count = source.size - 10
+    with new_files(empty(folder, count + 20)) as outputs:
+        outputs.write(folder / "a", b"*" * 7, 0)
+        outputs.write(folder / "a", b"*" * 13, count + 7)
+        outputs.copy(folder / "a", 7, source, 5, count)
+    content = (folder / "a").read_bytes()
+    assert (content[:7], content[-13:]) == (b"*" * 7, b"*" * 13)
+    return content[7:-13]
+
+
+def by_system(limit: int = 1 << 30, calls: int = 1 << 30) -> Callable[..., int]:
+    """A `copy_file_range` of at most `limit` bytes that refuses from call number `calls`, from 0, on."""
+    number = itertools.count()
+    pread, pwrite = os.pread, os.pwrite
+
+    def copy_file_range(source: int, target: int, count: int, offset: int, target_offset: int) -> int:
+        if next(number) >= calls:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pwrite(target, pread(source, min(count, limit), offset), target_offset)
+
+    return copy_file_range
+
+
+def test_bytes_of_another_file_are_copied(folder: Path, source: FileRef) -> None:
+    assert copy(folder, source) == source.path.read_bytes()[5:-5]
+
+
+def test_bytes_that_the_system_copies_are_not_read(
+    folder: Path, source: FileRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "copy_file_range", by_system(limit=100_000), raising=False)
+    monkeypatch.delattr(os, "preadv")
+    monkeypatch.setattr(os, "read", failing(errno.EIO))
+    assert copy(folder, source) == source.path.read_bytes()[5:-5]
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM])
+def test_bytes_that_the_system_refuses_to_copy_are_read_and_written(
+    folder: Path, source: FileRef, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(os, "copy_file_range", failing(code), raising=False)
+    assert copy(folder, source) == source.path.read_bytes()[5:-5]
+
+
+def test_copy_that_the_system_gives_up_is_completed(
+    folder: Path, source: FileRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "copy_file_range", by_system(limit=1001, calls=3), raising=False)
+    assert copy(folder, source) == source.path.read_bytes()[5:-5]
+
+
+def test_system_that_has_no_copies_does_without(
+    folder: Path, source: FileRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "copy_file_range", raising=False)
+    assert copy(folder, source) == source.path.read_bytes()[5:-5]
+
+
+def test_copy_of_a_file_that_became_shorter_is_an_error(folder: Path, source: FileRef) -> None:
+    os.truncate(source.path, 1000)
+    with pytest.raises(InputError, match=r"became shorter.*found 1000 bytes, expected at least"):
+        copy(folder, source)
+    assert names(folder) == []
+
+
+def test_failed_copy_names_the_file_that_is_to_blame(
+    folder: Path, source: FileRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "copy_file_range", failing(errno.EIO), raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", failing(errno.EIO))
+        with pytest.raises(InputError, match=r"cannot read file: .*source"):
+            copy(folder, source)
+    monkeypatch.setattr(os, "pwrite", Fault(os.pwrite, 4, OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OutputError, match=r"cannot write: full .*out/a"):
+        copy(folder, source)
+    assert names(folder) == []
 
 
 # --- failure

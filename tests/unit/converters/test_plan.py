@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from gptoss_convert.checkpoint import Tensor
 from gptoss_convert.converters.execute import Resources, execute, tasks
 from gptoss_convert.converters.plan import Plan, Transfer
 from gptoss_convert.converters.recoding import PLAIN, NamingRecoding, QuantisingRecoding, Recoding
 from gptoss_convert.converters.to_bf16 import plan_bf16
 from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
 from gptoss_convert.converters.to_mxfp4 import plan_mxfp4
-from gptoss_convert.encodings import LossClass, Order
+from gptoss_convert.encodings import ENCODINGS, LossClass, Order
 from gptoss_convert.encodings.mxfp4_quantiser import ScaleRule
 from gptoss_convert.formats import open_checkpoint
+from gptoss_convert.formats.storage import FileRef, PartsStorage, SameBytes, StoredArray
 from tests.support.checkpoints import Shape, write_huggingface, write_original
 from tests.support.memory import zeros
 from tests.support.tokenizers import write_small_tokenizer
@@ -50,6 +52,34 @@ def plan(folder: Path) -> Plan:
 )
 def test_loss_of_a_transfer(source: str, target: str, loss: LossClass) -> None:
     assert Transfer(zeros("t", (2, 32), source), zeros("t", (2, 32), target)).loss is loss
+
+
+def in_rows(encoding: str, path: Path) -> Tensor:
+    codec = ENCODINGS[encoding]
+    rows = StoredArray(FileRef(path, 200), 0, codec.parts[0].dtype, 32 * codec.parts[0].per_block // codec.block)
+    return Tensor("t", (2, 32), codec, PartsStorage((rows,)))
+
+
+@pytest.mark.parametrize("encoding", ["bf16", "f16", "f32"])
+def test_plain_numbers_that_keep_their_encoding_are_the_same_bytes(tmp_path: Path, encoding: str) -> None:
+    source, target = in_rows(encoding, tmp_path / "old"), in_rows(encoding, tmp_path / "new")
+    assert Transfer(source, target).same_bytes == SameBytes.of(source.storage, target.storage)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "recoding"),
+    [
+        pytest.param("bf16", "f16", PLAIN, id="converted"),
+        pytest.param("mxfp4", "mxfp4", PLAIN, id="checked"),
+        pytest.param("bf16", "bf16", NamingRecoding(), id="looked at"),
+    ],
+)
+def test_numbers_that_have_to_be_looked_at_are_not_copied_unseen(
+    tmp_path: Path, source: str, target: str, recoding: Recoding
+) -> None:
+    tensors = in_rows(source, tmp_path / "old"), in_rows(target, tmp_path / "new")
+    assert SameBytes.of(*(tensor.storage for tensor in tensors)) is not None
+    assert Transfer(*tensors, recoding).same_bytes is None
 
 
 @pytest.mark.parametrize(("source", "target", "group"), [(1, 1, 1), (6, 1, 6), (1, 2, 2), (6, 2, 6)])

@@ -226,3 +226,7 @@ def test_every_second_row_decodes_like_a_copy_of_it(name: str) -> None:
     strided = tuple(part[1::2] for part in chunk)
     copied = tuple(part.copy() for part in strided)
     np.testing.assert_array_equal(ENCODINGS[name].decode(strided), ENCODINGS[name].decode(copied))
+
+
+def test_bytes_of_mxfp4_have_to_be_checked_and_those_of_all_others_need_not() -> None:
+    assert [name for name in NAMES if not ENCODINGS[name].takes_any_bytes] == ["mxfp4"]

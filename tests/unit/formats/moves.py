@@ -36,6 +36,9 @@ class Memory:
         self.files[path][place] = piece
         self.written[path][place] = True
 
+    def copy(self, path: Path, offset: int, source: FileRef, start: int, count: int) -> None:
+        self.write(path, source.read(start, count), offset)
+
 
 @dataclass(frozen=True)
 class Case:

@@ -12,17 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss_convert.encodings import Array
+from gptoss_convert.encodings import ENCODINGS, Array
 from gptoss_convert.errors import InputError
+from gptoss_convert.formats.gguf.blocks import RecordStorage
 from gptoss_convert.formats.storage import (
     OPEN_FILES,
     FileRef,
     InterleavedStorage,
     PartsStorage,
+    SameBytes,
     StoredArray,
     TransposedStorage,
 )
-from tests.unit.formats.moves import Case, Memory, pieces, ranges, stored_in
+from tests.unit.formats.moves import UNTOUCHED, Case, Memory, pieces, ranges, stored_in
 
 ROWS = np.arange(6 * 5, dtype="<u2").reshape(6, 5)
 
@@ -255,6 +257,46 @@ def test_whole_matrix_in_columns_is_written_without_a_copy(tmp_path: Path) -> No
     case.storage.write(Keeping({}), 0, (rows,))
     assert len(written) == 1
     assert np.shares_memory(written[0], rows)
+
+
+# --- rows that are the same bytes in two files
+
+
+def plain(folder: Path, *, dtype: str = "<u2", items: int = 5) -> PartsStorage:
+    return PartsStorage((StoredArray(FileRef(folder / "new", 100), 8, np.dtype(dtype), items),))
+
+
+def test_rows_that_lie_as_they_are_in_both_files_are_the_same_bytes(tmp_path: Path, stored: StoredArray) -> None:
+    target = plain(tmp_path)
+    same = SameBytes.of(PartsStorage((stored,)), target)
+    assert same == SameBytes(stored, target.parts[0])
+    copied = Memory({tmp_path / "new": bytearray(UNTOUCHED * 100)})
+    same.copy(copied, 1, 4)
+    assert copied.files[tmp_path / "new"] == UNTOUCHED * 18 + ROWS[1:4].tobytes() + UNTOUCHED * 52
+
+
+def test_rows_of_plain_numbers_are_the_same_bytes_in_gguf(tmp_path: Path, stored: StoredArray) -> None:
+    in_bytes = plain(tmp_path, dtype="u1", items=10).parts[0]
+    record = RecordStorage(in_bytes, ENCODINGS["bf16"])
+    assert SameBytes.of(PartsStorage((stored,)), record) == SameBytes(stored, in_bytes)
+    assert SameBytes.of(record, PartsStorage((stored,))) == SameBytes(in_bytes, stored)
+
+
+def test_records_may_have_another_order_of_codes(tmp_path: Path) -> None:
+    rows = plain(tmp_path, dtype="u1", items=17).parts[0]
+    record = RecordStorage(rows, ENCODINGS["mxfp4"])
+    assert SameBytes.of(record, record) is None
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_that_are_rearranged_are_not_the_same_bytes(tmp_path: Path, layout: Callable[[Path], Case]) -> None:
+    storage = layout(tmp_path).storage
+    assert SameBytes.of(storage, plain(tmp_path)) is None
+    assert SameBytes.of(plain(tmp_path), storage) is None
+
+
+def test_rows_of_another_length_are_not_the_same_bytes(tmp_path: Path, stored: StoredArray) -> None:
+    assert SameBytes.of(PartsStorage((stored,)), plain(tmp_path, items=6)) is None
 
 
 # --- threads
