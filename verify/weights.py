@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +27,8 @@ STEP_BYTES = 1 << 20
 """Bytes of float32 values that are compared at once."""
 PIECE_BYTES = 2 << 20
 """Stored bytes of a tensor that are read at once."""
+LARGEST_GROUP = 64 << 20
+"""A storage that moves whole matrices best may do so up to this size."""
 
 _MXFP4 = ENCODINGS["mxfp4"]
 
@@ -235,12 +238,13 @@ def compare_tensor(reference: Tensor, artifact: Tensor) -> TensorComparison:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows `start` to `stop` of two tensors."""
+    """Rows `start` to `stop` of two tensors, `step` of which are compared at a time."""
 
     reference: Tensor
     artifact: Tensor
     start: int
     stop: int
+    step: int
 
     @property
     def is_last(self) -> bool:
@@ -249,13 +253,21 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Found:
-    """What a piece of a tensor says."""
+    """What some rows of a tensor say."""
 
     loss: LossClass
     differences: Differences
     signal: float | None = None
     """Sum of the squares of the reference; None if it was not needed, and so not decoded."""
     problem: str | None = None
+
+    def __add__(self, other: _Found) -> _Found:
+        return _Found(
+            LossClass.worst((self.loss, other.loss)),
+            self.differences + other.differences,
+            self.signal + other.signal if self.signal is not None and other.signal is not None else None,
+            self.problem or other.problem,
+        )
 
 
 def _compare_pairs(
@@ -314,13 +326,29 @@ def _row_nbytes(tensor: Tensor) -> int:
 
 
 def _pieces(reference: Tensor, artifact: Tensor) -> Iterator[_Piece]:
-    """Yield pieces of about `PIECE_BYTES`, of whole row groups where a group is not larger."""
+    """Yield pieces of about `PIECE_BYTES`, or whole groups of rows where one of the tensors is best read so."""
     rows = max(PIECE_BYTES // max(_row_nbytes(reference), _row_nbytes(artifact)), 1)
-    group = max(reference.storage.row_group, artifact.storage.row_group)
-    if rows > group:
-        rows -= rows % group
-    for start in range(0, reference.rows, rows):
-        yield _Piece(reference, artifact, start, min(start + rows, reference.rows))
+    groups = [tensor.storage.row_group for tensor in (reference, artifact) if _is_grouped(tensor, rows)]
+    whole = max(groups, default=rows)
+    step = whole if len(groups) == 2 else rows
+    for start in range(0, reference.rows, whole):
+        yield _Piece(reference, artifact, start, min(start + whole, reference.rows), step)
+
+
+def _is_grouped(tensor: Tensor, rows: int) -> bool:
+    """Return whether `rows` would be gathered from all over a group, and the group is small enough for memory."""
+    return rows < tensor.storage.row_group <= LARGEST_GROUP // _row_nbytes(tensor)
+
+
+def _rows_of(tensor: Tensor, piece: _Piece) -> Iterator[Chunk]:
+    """Yield the rows of a piece, one step after the other; a group is read at once."""
+    if not _is_grouped(tensor, piece.step):
+        for start in range(piece.start, piece.stop, piece.step):
+            yield tensor.read(start, min(start + piece.step, piece.stop))
+        return
+    chunk = tensor.read(piece.start, piece.stop)
+    for start in range(0, piece.stop - piece.start, piece.step):
+        yield tuple(part[start : start + piece.step] for part in chunk)
 
 
 class _DamagedArtifactError(Exception):
@@ -337,23 +365,30 @@ def _errors_of_artifact(artifact: Tensor) -> Iterator[None]:
 
 
 def _compare_piece(piece: _Piece) -> _Found:
-    """Compare as little as is needed: bytes, or bytes in the wider encoding, or numbers."""
-    reference, artifact = piece.reference, piece.artifact
-    same = Differences(values=(piece.stop - piece.start) * reference.columns)
-    left = reference.read(piece.start, piece.stop)
+    """Compare the rows of a piece; what follows damaged numbers in it is not compared."""
+    found = _Found(LossClass.BYTE_EXACT, Differences(), signal=0.0)
+    left, right = _rows_of(piece.reference, piece), _rows_of(piece.artifact, piece)
     try:
-        with _errors_of_artifact(artifact):
-            right = artifact.read(piece.start, piece.stop)
-        if reference.encoding == artifact.encoding:
-            if _same_bytes(left, right):
-                return _Found(LossClass.BYTE_EXACT, same)
-        elif _same_in_the_wider_encoding(reference, left, artifact, right):
-            return _Found(LossClass.VALUE_EXACT, same)
-        if reference.encoding.can_decode and artifact.encoding.can_decode:
-            return _compare_numbers(piece, left, right)
-        return _Found(LossClass.LOSSY, same, problem="has other bytes, and they cannot be decoded")
+        for start, expected in zip(count(piece.start, piece.step), left, strict=False):
+            with _errors_of_artifact(piece.artifact):
+                rows = next(right)
+            found += _compare_rows(piece.reference, expected, piece.artifact, rows, start)
     except _DamagedArtifactError as error:
-        return _Found(LossClass.LOSSY, same, problem=f"cannot be compared: {error}")
+        found += _Found(LossClass.LOSSY, Differences(), problem=f"cannot be compared: {error}")
+    return found
+
+
+def _compare_rows(reference: Tensor, left: Chunk, artifact: Tensor, right: Chunk, first_row: int) -> _Found:
+    """Compare as little as is needed: bytes, or bytes in the wider encoding, or numbers."""
+    same = Differences(values=len(left[0]) * reference.columns)
+    if reference.encoding == artifact.encoding:
+        if _same_bytes(left, right):
+            return _Found(LossClass.BYTE_EXACT, same)
+    elif _same_in_the_wider_encoding(reference, left, artifact, right):
+        return _Found(LossClass.VALUE_EXACT, same)
+    if reference.encoding.can_decode and artifact.encoding.can_decode:
+        return _compare_numbers(reference, left, artifact, right, first_row)
+    return _Found(LossClass.LOSSY, same, problem="has other bytes, and they cannot be decoded")
 
 
 def _same_in_the_wider_encoding(reference: Tensor, left: Chunk, artifact: Tensor, right: Chunk) -> bool:
@@ -369,30 +404,28 @@ def _same_in_the_wider_encoding(reference: Tensor, left: Chunk, artifact: Tensor
     return False
 
 
-def _compare_numbers(piece: _Piece, left: Chunk, right: Chunk) -> _Found:
+def _compare_numbers(reference: Tensor, left: Chunk, artifact: Tensor, right: Chunk, first_row: int) -> _Found:
     """Decode both a step at a time, for what is decoded is larger than what is stored."""
-    reference, artifact = piece.reference, piece.artifact
     total, signal = Differences(), 0.0
-    for few in _steps(reference.columns, piece.stop - piece.start):
+    for few in _steps(reference.columns, len(left[0])):
         few_left, few_right = (tuple(part[few] for part in chunk) for chunk in (left, right))
         with reference.named_errors():
             expected = reference.encoding.decode(few_left)
         with _errors_of_artifact(artifact):
             values = artifact.encoding.decode(few_right)
         rescaled = few_left[1] != few_right[1] if reference.encoding == artifact.encoding == _MXFP4 else None
-        total += differences(expected, values, piece.start + few.start, reference.shape, rescaled)
+        total += differences(expected, values, first_row + few.start, reference.shape, rescaled)
         signal += squared_sum(expected)
     return _Found(LossClass.LOSSY if total.different else LossClass.VALUE_EXACT, total, signal)
 
 
 def _signal(piece: _Piece) -> float:
     """Return the sum of the squares of the reference's finite values."""
-    reference = piece.reference
-    chunk = reference.read(piece.start, piece.stop)
-    signal = 0.0
-    for few in _steps(reference.columns, piece.stop - piece.start):
-        with reference.named_errors():
-            signal += squared_sum(reference.encoding.decode(tuple(part[few] for part in chunk)))
+    reference, signal = piece.reference, 0.0
+    for chunk in _rows_of(reference, piece):
+        for few in _steps(reference.columns, len(chunk[0])):
+            with reference.named_errors():
+                signal += squared_sum(reference.encoding.decode(tuple(part[few] for part in chunk)))
     return signal
 
 
@@ -408,10 +441,12 @@ def _same_bytes(left: Chunk, right: Chunk) -> bool:
 
 def _same_bits(left: Array, right: Array) -> bool:
     """Compare bits, for which zeros of different sign differ and NaN equals itself; any memory order."""
-    if not left.flags.c_contiguous and left.T.flags.c_contiguous and right.T.flags.c_contiguous:
+    in_columns = [part.strides[0] < part.strides[1] for part in (left, right)]
+    if all(in_columns):
         left, right = left.T, right.T
-    a, b = (row_major(part).reshape(-1).view(np.uint8) for part in (left, right))
-    whole = a.size - a.size % 8
-    return bool((a[:whole].view(np.uint64) == b[:whole].view(np.uint64)).all()) and bool(
-        (a[whole:] == b[whole:]).all()
-    )
+    elif any(in_columns):
+        left, right = row_major(left), row_major(right)
+    if left.flags.c_contiguous and right.flags.c_contiguous and left.nbytes % 8 == 0:
+        return bool((left.reshape(-1).view(np.uint64) == right.reshape(-1).view(np.uint64)).all())
+    bits = f"u{left.dtype.itemsize}"
+    return np.array_equal(left.view(bits), right.view(bits))

@@ -1,7 +1,7 @@
 """Faults that a conversion could make, planted into artifacts that this project wrote: GGUF files, and folders.
 
-Every fault but the cut file leaves a file that can be read. Numbers are changed through the storage of the canonical
-tensor, so that the same fault can be planted whatever the layout.
+Every fault but the cut file leaves a file that can be read. Numbers are changed through the storage of the
+canonical tensor, so that the same fault can be planted whatever the layout.
 """
 
 import json
