@@ -8,9 +8,8 @@ compact form that holds all of its values: MXFP4 with the smallest scales, bfloa
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -23,6 +22,7 @@ from gptoss_convert.encodings.mxfp4_canonical import canonical_blocks, recover_b
 from gptoss_convert.encodings.mxfp4_format import BLOCK
 from gptoss_convert.encodings.transpose import row_major
 from gptoss_convert.errors import UnsupportedError
+from gptoss_convert.parallel import in_order
 
 SEGMENT_ROWS = 32
 """Rows of a matrix, which is the last two dimensions, that are hashed as one; the last segment may be shorter."""
@@ -66,26 +66,13 @@ def hash_checkpoint(checkpoint: Checkpoint, *, jobs: int, progress: Progress = i
     """
     checkpoint.require_sound()
     digests: dict[str, list[bytes]] = {name: [] for name in checkpoint.tensors}
-    pending: deque[tuple[Tensor, int, Future[bytes]]] = deque()
-
-    def finish_oldest() -> None:
-        tensor, rows, future = pending.popleft()
-        digests[tensor.name].append(future.result())
-        progress(tensor.name, rows * tensor.encoding.row_nbytes(tensor.columns))
-
     for tensor in checkpoint.tensors.values():
         _require_decodable(tensor)
+    pieces = ((tensor, *piece) for tensor in checkpoint.tensors.values() for piece in _pieces(tensor))
     with ThreadPoolExecutor(jobs) as pool:
-        try:
-            for tensor in checkpoint.tensors.values():
-                for start, stop in _pieces(tensor):
-                    pending.append((tensor, stop - start, pool.submit(_hash_rows, tensor, start, stop)))
-                    if len(pending) > 2 * jobs:
-                        finish_oldest()
-            while pending:
-                finish_oldest()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for (tensor, start, stop), digest in in_order(pool, jobs, lambda piece: _hash_rows(*piece), pieces):
+            digests[tensor.name].append(digest)
+            progress(tensor.name, (stop - start) * tensor.encoding.row_nbytes(tensor.columns))
     tensors = {
         name: tensor_digest(tensor.shape, b"".join(digests[name])) for name, tensor in checkpoint.tensors.items()
     }

@@ -325,14 +325,12 @@ def demo(output: Path | None, *, as_json: bool, quiet: bool) -> None:
         with TemporaryDirectory() as folder:
             result = run_demo(Path(folder))
     if as_json:
-        from dataclasses import asdict
-
         console.print_json(
             {
                 "source": result.source.as_dict(),
                 "artifact": result.artifact.as_dict(),
                 "plan": result.plan.as_dict(),
-                "comparisons": [asdict(item) | {"passed": item.passed} for item in result.comparisons],
+                "comparisons": [item.as_dict() for item in result.comparisons],
             }
         )
     elif not quiet:

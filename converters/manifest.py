@@ -13,6 +13,7 @@ from gptoss_convert import __version__
 from gptoss_convert.canonical_hash import CheckpointHash
 from gptoss_convert.errors import OutputError
 
+TOOL = "gptoss-convert"
 VERSION = 1
 """Of the manifest's own format."""
 _READ_AT_ONCE = 1 << 20
@@ -46,7 +47,7 @@ class Manifest:
         """Return the manifest as JSON-ready data."""
         return {
             "manifest_version": VERSION,
-            "tool": {"name": "gptoss-convert", "version": __version__},
+            "tool": {"name": TOOL, "version": __version__},
             "source": {"name": self.source, "format": self.source_format},
             "format": self.format,
             "loss": self.loss,

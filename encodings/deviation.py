@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptoss_convert.encodings.base import Float32
 
@@ -55,16 +56,29 @@ class Deviation:
 
 def deviation(expected: Float32, found: Float32) -> Deviation:
     """Return how `found` deviates from `expected`, an array of the same shape."""
-    unequal = ~((expected == found) | (np.isnan(expected) & np.isnan(found)))
+    unequal = unequal_values(expected, found)
     different = int(unequal.sum())
     largest = squared = 0.0
     if different:
-        with np.errstate(invalid="ignore"):
-            error = np.abs(expected[unequal].astype(np.float64) - found[unequal])
-        error = np.nan_to_num(error, nan=LARGEST_ERROR, posinf=LARGEST_ERROR)
+        error = absolute_error(expected[unequal], found[unequal])
         largest = float(error.max())
         squared = float(np.square(error).sum())
     return Deviation(expected.size, different, largest, squared, squared_sum(expected))
+
+
+def unequal_values(expected: Float32, found: Float32) -> NDArray[np.bool_]:
+    """Return which values are not equal; zeros of different sign are equal, and so are two NaN."""
+    unequal: NDArray[np.bool_] = expected != found
+    if unequal.any():
+        unequal &= ~(np.isnan(expected) & np.isnan(found))
+    return unequal
+
+
+def absolute_error(expected: Float32, found: Float32) -> NDArray[np.float64]:
+    """Return how far values lie apart, float64: `LARGEST_ERROR` where only one is NaN or infinite."""
+    with np.errstate(invalid="ignore"):
+        error = np.abs(expected.astype(np.float64) - found)
+    return np.nan_to_num(error, nan=LARGEST_ERROR, posinf=LARGEST_ERROR)
 
 
 def squared_sum(values: Float32) -> float:
