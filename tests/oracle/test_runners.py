@@ -1,7 +1,9 @@
 """Runners tell what the programs that they run compute, at every position of every prompt."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from gptoss_convert.errors import OptionError
 from gptoss_convert.verify.runners import RUNTIMES
 from gptoss_convert.verify.runners import transformers as transformers_runner
 from gptoss_convert.verify.runners.launch import Run, Status, run_in_child
+from gptoss_convert.verify.runners.llama_cpp import RUNNER as LLAMA_CPP
 from gptoss_convert.verify.runners.protocol import Scores, Settings
-from tests.peers import llama_cpp_runtime, metrics, transformers_model
+from tests.peers import llama_cpp_runtime, metrics, onnxruntime_genai_builder, transformers_model
 from tests.support import runners
 from tests.support.checkpoints import write_huggingface
 from tests.support.conversions import TINY, to_gguf
@@ -46,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 @pytest.fixture(autouse=True)
 def _runners_on_the_path_of_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(runners.__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(runners.__file__).parent), prepend=os.pathsep)
 
 
 def logprobs(run: Run) -> np.ndarray:
@@ -74,19 +77,22 @@ def test_transformers_runner_tells_what_transformers_computes(by_transformers: R
 
 
 def test_transformers_runner_tells_which_experts_the_routers_choose(by_transformers: Run) -> None:
+    model = transformers_model.load(TINY, "float32")
+    routing, margins = routed(model, LONG, SHORT)
+    recording = by_transformers.recording()
+    np.testing.assert_array_equal(recording.routing(), routing)
+    np.testing.assert_allclose(recording.router_margins(), margins, rtol=0, atol=1e-5)
+
+
+def routed(model: Any, *prompts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Chosen experts, [positions, layers, 4], and margins, by the router logits that transformers returns."""
     import torch
 
-    model = transformers_model.load(TINY, "float32")
-    experts, margins = [], []
     with torch.inference_mode():
-        for ids in (LONG, SHORT):
-            output = model(input_ids=torch.tensor([ids]), output_router_logits=True)
-            values, indices = torch.stack(output.router_logits, dim=1).sort(dim=-1, descending=True)
-            experts.append(indices[..., :4].numpy())
-            margins.append((values[..., 3] - values[..., 4]).numpy())
-    recording = by_transformers.recording()
-    np.testing.assert_array_equal(recording.routing(), np.concatenate(experts))
-    np.testing.assert_allclose(recording.router_margins(), np.concatenate(margins), rtol=0, atol=1e-5)
+        outputs = [model(input_ids=torch.tensor([ids]), output_router_logits=True) for ids in prompts]
+        logits = torch.cat([torch.stack(output.router_logits, dim=1) for output in outputs])
+    values, indices = logits.sort(dim=-1, descending=True)
+    return indices[..., :4].numpy(), (values[..., 3] - values[..., 4]).numpy()
 
 
 def in_this_process(**settings: Any) -> list[Scores]:
@@ -115,6 +121,13 @@ def test_transformers_runner_computes_in_the_type_that_is_asked_for() -> None:
     assert abs(distance["float64"]) < 1e-7
     with pytest.raises(OptionError, match="found float8, expected float32 or bfloat16 or float64"):
         in_this_process(dtype="float8")
+
+
+def test_transformers_runner_needs_memory_for_its_parameters() -> None:
+    parameters = transformers_model.load(TINY, "float32").num_parameters()
+    for dtype, size in (("float32", 4), ("bfloat16", 2)):
+        needed = transformers_runner.RUNNER.memory_needed(TINY, Settings(dtype=dtype))
+        assert size * parameters < needed < 1.2 * size * parameters
 
 
 def test_transformers_runner_refuses_a_folder_that_transformers_completes_with_random_numbers(
@@ -174,6 +187,14 @@ def test_llama_cpp_runner_takes_the_first_shard_of_a_split_file(runs: Runs, tmp_
     np.testing.assert_array_equal(logprobs(runs("llama.cpp", first, ids)), logprobs(runs("llama.cpp", whole, ids)))
 
 
+def test_llama_cpp_runner_needs_memory_for_its_files_and_its_cache(exact_file: Path, tmp_path: Path) -> None:
+    first = to_gguf(TINY, tmp_path / "model.gguf", split_max_size=2_000_000)
+    shards = sum(path.stat().st_size for path in tmp_path.iterdir())
+    cache = 4096 * 2 * 4 * 2 * 64 * 4  # positions, keys and values, layers, heads, head size, bytes
+    needed = [LLAMA_CPP.memory_needed(path, Settings()) for path in (exact_file, first)]
+    assert needed[0] - exact_file.stat().st_size == needed[1] - shards > cache
+
+
 def test_truncated_file_is_refused(runs: Runs, exact_file: Path, tmp_path: Path) -> None:
     part = tmp_path / "part.gguf"
     part.write_bytes(exact_file.read_bytes()[:-1000])
@@ -193,3 +214,63 @@ def test_file_that_llama_cpp_refuses_is_refused(runs: Runs, exact_file: Path, tm
     assert run.reason is not None
     assert "llama.cpp does not load it" in run.reason
     assert "unknown pre-tokenizer type: 'gpt-9x'" in run.log_tail
+
+
+if find_spec("llama_cpp") is not None:  # not among the packages of the tests, for it takes minutes to compile
+
+    def test_llama_cpp_python_is_preferred_and_tells_routing_too(runs: Runs, exact_file: Path) -> None:
+        run = runs("llama.cpp", exact_file, LONG, SHORT)
+        expected = [transformers_model.next_token_logprobs(TINY, ids, rope_truncate=True) for ids in (LONG, SHORT)]
+        np.testing.assert_allclose(logprobs(run), np.concatenate(expected), rtol=0, atol=1e-3)
+        assert run.versions.keys() == {"llama-cpp-python"}
+        model = transformers_model.load(TINY, "float32", rope_truncate=True)
+        routing, margins = routed(model, LONG, SHORT)
+        found = run.recording()
+        agree = (found.routing() == routing).all(axis=-1)
+        assert agree.mean() > 0.99
+        np.testing.assert_allclose(found.router_margins(), margins, rtol=0, atol=1e-3)
+
+
+# onnxruntime
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as onnxruntime-genai's own tool makes it: float32, caches of sliding layers for a window."""
+    return onnxruntime_genai_builder.build(TINY, tmp_path_factory.mktemp("onnx") / "model")
+
+
+@pytest.fixture(scope="module")
+def in_float32() -> np.ndarray:
+    return np.concatenate([transformers_model.next_token_logprobs(TINY, ids) for ids in (LONG, SHORT)])
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "onnxruntime-genai"])
+def test_onnx_runners_tell_what_onnxruntime_computes(
+    runs: Runs, graph: Path, in_float32: np.ndarray, runtime: str
+) -> None:
+    run = runs(runtime, graph, LONG, SHORT)
+    np.testing.assert_allclose(logprobs(run), in_float32, rtol=0, atol=5e-5)
+    assert metrics.kl_divergence(in_float32, logprobs(run)).mean() < 1e-10
+    assert run.versions[runtime]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "onnxruntime-genai"])
+def test_damaged_graph_is_refused(runs: Runs, graph: Path, tmp_path: Path, runtime: str) -> None:
+    (tmp_path / "genai_config.json").write_bytes((graph / "genai_config.json").read_bytes())
+    (tmp_path / "model.onnx").write_bytes((graph / "model.onnx").read_bytes()[:1000])
+    run = runs(runtime, tmp_path, SHORT)
+    assert run.status == Status.REFUSED
+    assert run.reason is not None
+    assert f"{runtime} does not load it" in run.reason
+
+
+def test_execution_provider_of_onnxruntime_genai_can_be_chosen(graph: Path, tmp_path: Path) -> None:
+    runtime = RUNTIMES["onnxruntime-genai"]
+    chosen = {
+        provider: run_in_child(runtime, graph, [SHORT], tmp_path / provider, Settings(provider=provider))
+        for provider in ("CPUExecutionProvider", "NoneSuchExecutionProvider")
+    }
+    assert chosen["CPUExecutionProvider"].status == Status.COMPLETED
+    assert chosen["NoneSuchExecutionProvider"].status == Status.REFUSED
+    assert "NoneSuch" in str(chosen["NoneSuchExecutionProvider"].reason)

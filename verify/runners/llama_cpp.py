@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 from gptoss_convert.checkpoint import ModelConfig
 from gptoss_convert.formats import open_checkpoint
@@ -20,16 +21,34 @@ from gptoss_convert.verify.runners.protocol import Session, Settings
 CONTEXT = 4096
 """Positions for which memory is counted."""
 WORKING_MEMORY = 256 << 20
-"""Bytes for activations, measured generously."""
+"""Bytes for activations: attention over so many positions and the logits of 64 take half of it for gpt-oss-20b."""
+
+
+class Binding(Protocol):
+    """What the module of a binding offers."""
+
+    DISTRIBUTION: str
+
+    def open_session(
+        self, artifact: Path, config: ModelConfig, settings: Settings
+    ) -> AbstractContextManager[Session]:
+        """Load a GGUF file.
+
+        Raises:
+            InputError: llama.cpp refuses it.
+        """
 
 
 class LlamaCppRunner:
     """Loads GGUF files; of a split file, the first shard is named."""
 
+    def __init__(self, binding: Binding | None = None) -> None:
+        """Use `binding`, or else the better one that is installed."""
+        self._binding = binding or _installed()
+
     def versions(self) -> Mapping[str, str]:
         """Return the versions of the programs that compute, by name."""
-        name = "llama-cpp-python" if _has_llama_cpp_python() else "xllamacpp"
-        return {name: version(name)}
+        return {self._binding.DISTRIBUTION: version(self._binding.DISTRIBUTION)}
 
     def memory_needed(self, artifact: Path, settings: Settings) -> int:
         """Return the bytes of the files, which are mapped into memory, of the KV cache, and some more."""
@@ -45,16 +64,14 @@ class LlamaCppRunner:
         """
         checkpoint = open_checkpoint(artifact)
         checkpoint.require_sound()
-        if _has_llama_cpp_python():
-            return llama_cpp_python.open_session(artifact, checkpoint.config, settings)
-        return llama_cpp_server.open_session(artifact, checkpoint.config, settings)
+        return self._binding.open_session(artifact, checkpoint.config, settings)
+
+
+def _installed() -> Binding:
+    return llama_cpp_python if find_spec("llama_cpp") is not None else llama_cpp_server
 
 
 RUNNER = LlamaCppRunner()
-
-
-def _has_llama_cpp_python() -> bool:
-    return find_spec("llama_cpp") is not None
 
 
 def _cache_bytes_per_position(config: ModelConfig) -> int:

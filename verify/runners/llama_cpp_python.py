@@ -23,6 +23,8 @@ from gptoss_convert.verify.runners.logits import log_softmax, route
 from gptoss_convert.verify.runners.protocol import Scores, Settings
 from gptoss_convert.verify.runners.threads import thread_count
 
+DISTRIBUTION = "llama-cpp-python"
+
 BATCH = 64
 """Positions that are computed at once; the logits of each take 804 kB with the real vocabulary."""
 

@@ -23,6 +23,8 @@ from gptoss_convert.errors import InputError
 from gptoss_convert.verify.runners.protocol import Scores, Settings
 from gptoss_convert.verify.runners.threads import thread_count
 
+DISTRIBUTION = "xllamacpp"
+
 LARGEST_WHOLE_VOCABULARY = 8192
 """Tokens of the largest vocabulary of which all are asked for."""
 LIKELIEST = 4096

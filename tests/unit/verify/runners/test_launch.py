@@ -27,7 +27,7 @@ PROMPTS = ([1, 2, 3], [4, 5])
 
 @pytest.fixture(autouse=True)
 def _runners_on_the_path_of_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(RUNNERS))
+    monkeypatch.setenv("PYTHONPATH", str(RUNNERS), prepend=os.pathsep)
 
 
 def run(folder: Path, behaviour: str, timeout: float | None = None, settings: Settings | None = None) -> Run:
