@@ -20,8 +20,8 @@ from gptoss_convert.verify.runners.protocol import Session, Settings
 
 CONTEXT = 4096
 """Positions for which memory is counted."""
-WORKING_MEMORY = 256 << 20
-"""Bytes for activations: attention over so many positions and the logits of 64 take half of it for gpt-oss-20b."""
+WORKING_MEMORY = 512 << 20
+"""Bytes for the vocabulary, activations, and the log-probabilities of a batch over the real vocabulary."""
 
 
 class Binding(Protocol):

@@ -49,22 +49,32 @@ class Session:
                 time.sleep(0.25)
                 del block
             case "wait":
-                self._artifact.with_name("pid").write_text(str(os.getpid()))
+                self._write_pid()
                 time.sleep(600)
+            case "freeze":
+                self._write_pid()
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+    def _write_pid(self) -> None:
+        self._artifact.with_name("pid").write_text(str(os.getpid()))
 
 
-class Runner:
+class PlainRunner:
+    """Does not know how much memory it needs."""
+
     def versions(self) -> Mapping[str, str]:
         return {"scripted": "1.0"}
-
-    def memory_needed(self, artifact: Path, settings: Settings) -> int:
-        return NEEDED if artifact.name == "large" else 0
 
     @contextmanager
     def open(self, artifact: Path, settings: Settings) -> Iterator[Session]:
         yield Session(artifact)
         if artifact.name == "stumble":
             os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class Runner(PlainRunner):
+    def memory_needed(self, artifact: Path, settings: Settings) -> int:
+        return NEEDED if artifact.name == "large" else 0
 
 
 RUNNER = Runner()
