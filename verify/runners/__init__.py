@@ -86,6 +86,20 @@ RUNTIMES: dict[str, Runtime] = {
             install="pip install xllamacpp",
             departures=(WHOLE_YARN_RANGE,),
         ),
+        Runtime(
+            name="onnxruntime",
+            module="gptoss_convert.verify.runners.onnxruntime",
+            formats=("onnx",),
+            needs=(("onnxruntime",),),
+            install="pip install onnxruntime",
+        ),
+        Runtime(
+            name="onnxruntime-genai",
+            module="gptoss_convert.verify.runners.onnxruntime_genai",
+            formats=("onnx",),
+            needs=(("onnxruntime_genai",),),
+            install="pip install onnxruntime-genai",
+        ),
     )
 }
 """By name."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ class Settings:
     """Type of activations, where the runtime can choose: float32, bfloat16 or float64."""
     imitates: str | None = None
     """The reference runner computes as the runtime of this name is known to."""
+    provider: str | None = None
+    """Execution provider of ONNX runtimes, such as CPUExecutionProvider; None for the best that is installed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,4 +69,16 @@ class Runner(Protocol):
 
         Raises:
             InputError: the file is damaged, or the runtime refuses it.
+        """
+
+
+@runtime_checkable
+class KnowsItsMemory(Protocol):
+    """A runner that can tell how much memory a model will take. Where it does not fit, it is not loaded."""
+
+    def memory_needed(self, artifact: Path, settings: Settings) -> int:
+        """Return the bytes that loading and running take at least, mapped weights included.
+
+        Raises:
+            InputError: the file is damaged.
         """

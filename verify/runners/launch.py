@@ -1,0 +1,176 @@
+"""Runs a runtime on a model in a process of its own: its crash is a result, and its memory is its own."""
+
+from __future__ import annotations
+
+import enum
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+
+from gptoss_convert.errors import printable
+from gptoss_convert.verify.recording import FACTS, Recording
+from gptoss_convert.verify.runners import Runtime
+from gptoss_convert.verify.runners.child import REQUEST, RESULT, Request, Result
+from gptoss_convert.verify.runners.memory import PeakMemory
+from gptoss_convert.verify.runners.protocol import Settings
+
+LOG = "log.txt"
+LOG_TAIL_BYTES = 8000
+LONGEST_LOG_LINE = 300
+"""Characters of a log line in a reason."""
+
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8", "TQDM_DISABLE": "1"}
+"""Nothing is fetched; logs hold no progress bars."""
+
+
+class Status(enum.StrEnum):
+    """How a run ended."""
+
+    COMPLETED = "completed"
+    MISSING = "missing"
+    """The runtime is not installed; nothing was started."""
+    TOO_LARGE = "too large"
+    """The model needs more memory than is available; it was not loaded."""
+    REFUSED = "refused"
+    """The runtime or this project said why it does not run the model."""
+    CRASHED = "crashed"
+    TIMED_OUT = "timed out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What came of running a model."""
+
+    runtime: str
+    artifact: Path
+    settings: Settings
+    folder: Path
+    """With the log, and the recording if the run was completed."""
+    status: Status
+    reason: str | None = None
+    """Why it was not completed: one line."""
+    log_tail: str = ""
+    """End of what the runtime printed."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the programs that compute, by name, as far as they became known."""
+    load_seconds: float | None = None
+    run_seconds: float | None = None
+    memory: PeakMemory | None = None
+    """Peak of the process; None if it did not live to tell."""
+
+    def recording(self) -> Recording:
+        """Open the recording.
+
+        Raises:
+            InputError: it is damaged, or there is none.
+        """
+        return Recording(self.folder)
+
+
+def run_in_child(
+    runtime: Runtime,
+    artifact: Path,
+    prompts: Sequence[Sequence[int]],
+    folder: Path,
+    settings: Settings,
+    timeout: float | None = None,
+) -> Run:
+    """Run `artifact` on `prompts` in a child process, which never outlives this call or this process.
+
+    Args:
+        runtime: what runs it.
+        artifact: the model.
+        prompts: token ids; none of the prompts is empty.
+        folder: where the recording and the log go; created if missing, and what an earlier run left is replaced.
+        settings: how to run.
+        timeout: seconds after which the child is ended; None for no limit.
+
+    Raises:
+        ValueError: a prompt is empty.
+    """
+    if not all(len(prompt) for prompt in prompts):
+        raise ValueError("a prompt without token ids cannot be run")
+    outline = Run(runtime=runtime.name, artifact=artifact, settings=settings, folder=folder, status=Status.MISSING)
+    if not runtime.is_installed:
+        reason = f"{runtime.name} is not installed; install it with: {runtime.install}"
+        return replace(outline, reason=reason)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (RESULT, FACTS):
+        (folder / name).unlink(missing_ok=True)
+    request = Request(
+        module=runtime.module,
+        artifact=str(artifact.absolute()),
+        prompts=[[int(token) for token in prompt] for prompt in prompts],
+        settings=settings,
+    )
+    (folder / REQUEST).write_bytes(msgspec.json.encode(request))
+    code = _end_of_child(folder, timeout)
+    outline = replace(outline, log_tail=_log_tail(folder / LOG))
+    if not (folder / RESULT).is_file():
+        if code is None:
+            return replace(outline, status=Status.TIMED_OUT, reason=f"not finished after {timeout:g} seconds")
+        return replace(outline, status=Status.CRASHED, reason=_reason(code, outline.log_tail))
+    result = msgspec.json.decode((folder / RESULT).read_bytes(), type=Result)
+    return replace(
+        outline,
+        status=_status(result),
+        reason=result.error,
+        versions=result.versions,
+        load_seconds=result.load_seconds,
+        run_seconds=result.run_seconds,
+        memory=result.memory,
+    )
+
+
+def _end_of_child(folder: Path, timeout: float | None) -> int | None:
+    """Run the child to its end and return its exit code; None if it took too long."""
+    command = [sys.executable, "-P", "-m", "gptoss_convert.verify.runners.child", str(folder.absolute())]
+    with (folder / LOG).open("wb") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | _ENVIRONMENT
+        )
+        try:
+            return process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:  # also on Ctrl-C
+            process.kill()
+            process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
+
+
+def _status(result: Result) -> Status:
+    if result.error is None:
+        return Status.COMPLETED
+    return Status.TOO_LARGE if result.is_too_large else Status.REFUSED
+
+
+def _reason(code: int, log_tail: str) -> str:
+    """Return how a process without a result ended, and the last that it said."""
+    lines = [line.strip() for line in log_tail.splitlines() if line.strip()]
+    last = printable(lines[-1])[:LONGEST_LOG_LINE] if lines else None
+    return _ending(code) + (f"; last line of its log: {last}" if last else "; it left no log")
+
+
+def _ending(code: int) -> str:
+    if code == -getattr(signal, "SIGKILL", 0):
+        return "ended by signal SIGKILL, as the system does when memory runs out"
+    if code < 0:
+        known = {number.value: number.name for number in signal.Signals}
+        return f"ended by signal {known.get(-code, -code)}"
+    # Windows ends a process that breaks the rules with a status of ntstatus.h.
+    return f"ended with exit code {code if code < 0xC0000000 else f'0x{code:08X}'}"
+
+
+def _log_tail(path: Path) -> str:
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(size - LOG_TAIL_BYTES, 0))
+        return stream.read().decode(errors="replace")

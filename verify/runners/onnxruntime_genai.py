@@ -1,0 +1,107 @@
+"""onnxruntime-genai, which runs graphs as chat programs do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptoss_convert.errors import InputError, UnsupportedError
+from gptoss_convert.verify.runners.genai_config import GenaiConfig, bytes_of_folder, read_genai_config
+from gptoss_convert.verify.runners.logits import log_softmax
+from gptoss_convert.verify.runners.protocol import Scores, Settings
+
+MOST_POSITIONS = 64
+"""Positions that are computed at once; the logits of each take 804 kB with the real vocabulary."""
+
+_CPU = "CPUExecutionProvider"
+
+
+class OnnxruntimeGenaiRunner:
+    """Loads folders with a graph and the genai_config.json that describes it.
+
+    Unless another one is chosen, the execution provider is that of genai_config.json.
+    """
+
+    def versions(self) -> Mapping[str, str]:
+        """Return the versions of the programs that compute, by name."""
+        return {
+            "onnxruntime-genai": import_module("onnxruntime_genai").__version__,
+            "onnxruntime": import_module("onnxruntime").__version__,
+        }
+
+    def memory_needed(self, artifact: Path, settings: Settings) -> int:
+        """Return the bytes of the files, which are mapped into memory where the system can."""
+        return bytes_of_folder(artifact)
+
+    @contextmanager
+    def open(self, artifact: Path, settings: Settings) -> Iterator[_Session]:
+        """Load the graph.
+
+        Raises:
+            InputError: the graph or genai_config.json is damaged, or onnxruntime refuses it.
+        """
+        config = read_genai_config(artifact)
+        genai: Any = import_module("onnxruntime_genai")
+        try:
+            model = genai.Model(_configuration(genai, artifact, settings))
+        except (RuntimeError, ValueError) as error:
+            raise InputError("onnxruntime-genai does not load it", file=artifact, found=error) from error
+        yield _Session(artifact=artifact, config=config, genai=genai, model=model)
+
+
+RUNNER = OnnxruntimeGenaiRunner()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Session:
+    artifact: Path
+    config: GenaiConfig
+    genai: Any
+    model: Any
+
+    def run(self, prompts: Sequence[Sequence[int]]) -> Iterator[Scores]:
+        for prompt, ids in enumerate(prompts):
+            try:
+                yield from self._scores(prompt, ids)
+            except RuntimeError as error:
+                raise InputError("onnxruntime-genai does not run it", file=self.artifact, found=error) from error
+
+    def _scores(self, prompt: int, ids: Sequence[int]) -> Iterator[Scores]:
+        parameters = self.genai.GeneratorParams(self.model)
+        decoder = self.config.model.decoder
+        room = max(decoder.cache_capacity(layer) for layer in range(decoder.num_hidden_layers))
+        parameters.set_search_options(max_length=max(len(ids) + 1, room))  # it makes no cache larger than this
+        generator = self.genai.Generator(self.model, parameters)
+        step = self.config.positions_at_once(MOST_POSITIONS)
+        for start in range(0, len(ids), step):
+            part = np.array(ids[start : start + step], np.int32)
+            generator.append_tokens(part)
+            logits = np.asarray(generator.get_output(decoder.outputs.logits))
+            expected = (1, len(part), self.config.model.vocab_size)
+            if logits.shape != expected:
+                raise UnsupportedError(
+                    "the graph gives logits of another shape",
+                    file=self.artifact,
+                    found=logits.shape,
+                    expected=expected,
+                )
+            yield Scores(prompt=prompt, start=start, logprobs=log_softmax(logits[0]))
+
+
+def _configuration(genai: Any, artifact: Path, settings: Settings) -> Any:
+    configuration = genai.Config(str(artifact))
+    if settings.threads:
+        options = {"intra_op_num_threads": settings.threads}
+        configuration.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+    if settings.provider is not None:
+        configuration.clear_providers()
+        if settings.provider != _CPU:  # which is what is left without any
+            configuration.append_provider(settings.provider.removesuffix("ExecutionProvider"))
+    return configuration
