@@ -1,0 +1,5 @@
+"""The forward pass of gpt-oss in torch, over a checkpoint that stays on disk.
+
+The steps are those of OpenAI's implementation (github.com/openai/gpt-oss, `gpt_oss/torch/model.py`); transformers'
+`modeling_gpt_oss.py` computes the same numbers. Weights are decoded when a step needs them and forgotten after it.
+"""
