@@ -24,8 +24,8 @@ _LOGIT_BYTES = 400 << 20
 """Logits that are held at once; the unembedding is read once for each such block of positions."""
 _UNEMBEDDED_BYTES = 64 << 20
 """Rows of the unembedding that are held at once, in two buffers each."""
-_POSITIONS_AT_ONCE = 32
-"""Log-probabilities that are made at once: 26 MB in float32 for the vocabulary of gpt-oss."""
+_LOGPROB_BYTES = 8 << 20
+"""Log-probabilities in float64 that are made at once; the allocator gives much larger memory back each time."""
 
 
 class Model:
@@ -74,8 +74,9 @@ class Model:
         block = max(_LOGIT_BYTES // (self.config.vocab_size * normed.element_size()), 1)
         for start in range(0, len(normed), block):
             logits = self._logits(normed[start : start + block])
-            for first in range(0, len(logits), _POSITIONS_AT_ONCE):
-                wide = logits[first : first + _POSITIONS_AT_ONCE].double()
+            step = max(_LOGPROB_BYTES // (8 * self.config.vocab_size), 1)
+            for first in range(0, len(logits), step):
+                wide = logits[first : first + step].double()
                 wide -= wide.logsumexp(dim=-1, keepdim=True)
                 yield start + first, wide.float().numpy()
 

@@ -93,7 +93,7 @@ def test_blocks_of_logits_change_nothing(folder: Path, positions: int, monkeypat
     expected = run(RUNNER, folder / "mxfp4", PROMPTS)
     monkeypatch.setattr(model_module, "_LOGIT_BYTES", positions * 4 * SHAPE.vocab)
     monkeypatch.setattr(model_module, "_UNEMBEDDED_BYTES", 70 * 4 * SHAPE.hidden)
-    monkeypatch.setattr(model_module, "_POSITIONS_AT_ONCE", 5)
+    monkeypatch.setattr(model_module, "_LOGPROB_BYTES", 5 * 8 * SHAPE.vocab)
     for mine, other in zip(expected, run(RUNNER, folder / "mxfp4", PROMPTS), strict=True):
         np.testing.assert_allclose(other.logprobs, mine.logprobs, atol=2e-5)
 
