@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import folders, kernels, quantisers, to_gguf
+from benchmarks import folders, kernels, quantisers, reference_runner, to_gguf
 
 
 @click.group()
@@ -56,6 +56,29 @@ def run_quantisers(rows: int, columns: int, rounds: int) -> None:
     """Compare the loss of MXFP4 quantisers, what they leave of fine-tunes, and the speed of ours."""
     for line in quantisers.measure(rows, columns, rounds):
         print(line, flush=True)
+
+
+@benchmarks.command("reference-runner")
+@click.option("--layers", type=int, multiple=True, default=(2,), help="Full-width layers (default: 2). Repeatable.")
+@click.option("--tokens", type=int, default=512, show_default=True, help="Length of the prompt.")
+@click.option("--rounds", type=int, default=3, show_default=True, help="Runs of ours.")
+@click.option(
+    "--peer-rounds", type=int, default=3, show_default=True, help="Runs of transformers, in turn with ours."
+)
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to work (default: a temporary folder).")
+def run_reference_runner(
+    layers: tuple[int, ...], tokens: int, rounds: int, peer_rounds: int, folder: Path | None
+) -> None:
+    """Run full-width slices of gpt-oss-20b in float32, with the reference runner and with transformers.
+
+    Transformers needs 6 GB for each layer or two, and 10 GB besides.
+    """
+    for count in layers:
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            result = reference_runner.measure(
+                Path(work) / "work", layers=count, tokens=tokens, rounds=rounds, peer_rounds=peer_rounds
+            )
+        print("\n".join(result.lines()), flush=True)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,26 @@ def next_token_logprobs(
     return logprobs
 
 
+def chosen_experts(checkpoint: Path, ids: Sequence[int]) -> NDArray[np.int64]:
+    """[len(ids), layers, experts per token]: what the router of each layer chose, the best first."""
+    import torch
+
+    model = _model(checkpoint.absolute(), "float32", False, _state(checkpoint))
+    chosen: list[Any] = []
+    hooks = [
+        layer.mlp.router.register_forward_hook(lambda router, inputs, output: chosen.append(output[2]))
+        for layer in model.model.layers
+    ]
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.tensor([[int(i) for i in ids]]), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    experts: NDArray[np.int64] = torch.stack(chosen, dim=1).numpy()
+    return experts
+
+
 def dequantised_tensors(checkpoint: Path) -> Mapping[str, Any]:
     """The state dict (torch tensors) after transformers read `checkpoint`, MXFP4 decoded, all in BF16."""
     model = load(checkpoint, "bfloat16")
