@@ -40,6 +40,8 @@ class Status(enum.StrEnum):
     REFUSED = "refused"
     """The runtime or this project said why it does not run the model."""
     CRASHED = "crashed"
+    KILLED = "killed"
+    """From outside, as the system does when memory runs out."""
     TIMED_OUT = "timed out"
 
 
@@ -115,7 +117,8 @@ def run_in_child(
     if not (folder / RESULT).is_file():
         if code is None:
             return replace(outline, status=Status.TIMED_OUT, reason=f"not finished after {timeout:g} seconds")
-        return replace(outline, status=Status.CRASHED, reason=_reason(code, outline.log_tail))
+        status = Status.KILLED if code == -getattr(signal, "SIGKILL", 0) else Status.CRASHED
+        return replace(outline, status=status, reason=_reason(code, outline.log_tail))
     result = msgspec.json.decode((folder / RESULT).read_bytes(), type=Result)
     return replace(
         outline,

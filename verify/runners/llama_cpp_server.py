@@ -111,6 +111,8 @@ class _Session:
         parameters.n_parallel = 1
         parameters.n_gpu_layers = 0
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = self._threads
+        # Threads that spin while they wait take time from each other wherever something else runs, too.
+        parameters.cpuparams.poll = parameters.cpuparams_batch.poll = 0
         parameters.cache_ram_mib = parameters.n_ctx_checkpoints = 0
         parameters.fit_params = parameters.warmup = parameters.use_jinja = False
         try:
