@@ -29,13 +29,15 @@ class Evidence(_Section, frozen=True):
 
     positions: Count
     prompts: Count
+    coverage: Share
+    """Probability that the reference gives to the tokens compared one by one."""
 
 
 class NearTies(_Section, frozen=True):
     """When a change of the likeliest token says nothing."""
 
-    margin: Share
-    """Probability of the reference's first token minus that of its second."""
+    margin: Nats
+    """Log-probability of the reference's first token minus that of its second."""
 
 
 class RoutingPolicy(_Section, frozen=True):
