@@ -1,0 +1,27 @@
+"""What a deviation is made of.
+
+The way from the reference to what a user gets is cut where the causes part:
+
+    reference ── departures ─→ reference as the runtime computes it ─┐
+        │                                                             │ arithmetic
+        │ file                                                        ▼
+        ▼                                                    most exact file, in the runtime
+    artifact, computed exactly ── runtime ─→ artifact, in the runtime ◄── conversion ┘
+
+`file`, `departures` and `runtime` need nothing but the artifact; `arithmetic` and `conversion` need another file.
+"""
+
+TOTAL = "total"
+"""Reference, and artifact in the runtime."""
+DEPARTURES = "departures"
+"""Reference, and reference computed as the runtime is known to."""
+FILE = "file"
+"""Reference, and artifact, both computed exactly."""
+RUNTIME = "runtime"
+"""Artifact computed exactly, but for known departures, and artifact in the runtime."""
+ARITHMETIC = "arithmetic"
+"""Reference computed exactly, but for known departures, and the most exact file in the runtime."""
+CONVERSION = "conversion"
+"""The most exact file in the runtime, and the artifact in the runtime."""
+
+PARTS = (TOTAL, FILE, DEPARTURES, RUNTIME, ARITHMETIC, CONVERSION)

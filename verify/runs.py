@@ -1,0 +1,67 @@
+"""Runs of models on one set of prompts, each made once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gptoss_convert.errors import BudgetError
+from gptoss_convert.verify.prompts import PromptSet
+from gptoss_convert.verify.runners import RUNTIMES, Runtime
+from gptoss_convert.verify.runners.launch import Run, run_in_child
+from gptoss_convert.verify.runners.protocol import Settings
+
+BYTES_PER_LOGPROB = 4
+
+Say = Callable[[str], None]
+"""Takes a line that tells what is being done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Runs models and keeps what they computed."""
+
+    prompts: PromptSet
+    vocab_size: int
+    folder: Path
+    """Where recordings go; they are as long as all positions times the vocabulary, in float32."""
+    threads: int | None = None
+    timeout: float | None = None
+    """Seconds for each run."""
+    say: Say = lambda line: None
+    made: dict[tuple[str, Path, Settings], Run] = field(default_factory=dict)
+
+    def of(self, runtime: Runtime, path: Path, *, dtype: str = "float32", imitates: str | None = None) -> Run:
+        """Return the run of the model at `path`, which is made if there is none yet.
+
+        Raises:
+            BudgetError: the recording would not fit on the disk.
+        """
+        settings = Settings(threads=self.threads, dtype=dtype, imitates=imitates)
+        key = (runtime.name, path.absolute(), settings)
+        if key not in self.made:
+            manner = f" as {imitates} computes" if imitates else "" if dtype == "float32" else f" in {dtype}"
+            self.say(f"running {path} in {runtime.name}{manner}: {self.prompts.positions} positions")
+            self._require_space()
+            ids = [prompt.ids for prompt in self.prompts.prompts]
+            folder = self.folder / str(len(self.made))
+            self.made[key] = run_in_child(runtime, path, ids, folder, settings, self.timeout)
+        return self.made[key]
+
+    def reference(self, path: Path, *, dtype: str = "float32", imitates: str | None = None) -> Run:
+        """Return the run of the model at `path` in our own arithmetic, as `of` does."""
+        return self.of(RUNTIMES["reference"], path, dtype=dtype, imitates=imitates)
+
+    def _require_space(self) -> None:
+        needed = self.prompts.positions * self.vocab_size * BYTES_PER_LOGPROB
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise BudgetError(
+                "log-probabilities of a run do not fit on the disk",
+                file=self.folder,
+                found=f"{free} bytes free",
+                expected=f"{needed} bytes",
+                hint="choose fewer prompts, or another folder with --work",
+            )
