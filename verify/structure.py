@@ -109,7 +109,7 @@ def compare_structure(reference: Checkpoint, artifact: Checkpoint) -> StructureR
         (
             _soundness(artifact),
             *_tensors(reference, artifact),
-            *_configuration(reference, artifact),
+            *compare_configuration(reference, artifact),
             *_tokenizer(reference, artifact),
             *_generation(reference, artifact),
         )
@@ -168,7 +168,8 @@ def _listed(names: Sequence[str]) -> str:
 # --- configuration
 
 
-def _configuration(reference: Checkpoint, artifact: Checkpoint) -> Iterator[StructureCheck]:
+def compare_configuration(reference: Checkpoint, artifact: Checkpoint) -> Iterator[StructureCheck]:
+    """Compare every field of the configurations."""
     without_key = "gguf" in (reference.format, artifact.format)
     expected, found = _fields(reference.config), _fields(artifact.config)
     for name, value in expected.items():
