@@ -30,7 +30,8 @@ SECONDS_BETWEEN_LINES = 10.0
 """Without a terminal, progress is a line at most so often."""
 
 
-def _console(*, stderr: bool = False) -> Console:
+def make_console(*, stderr: bool = False) -> Console:
+    """Return a console for standard output, or standard error, that leaves closed pipes to the caller."""
     from rich.console import Console
 
     class PipeAwareConsole(Console):
@@ -47,7 +48,7 @@ def _console(*, stderr: bool = False) -> Console:
     )
 
 
-def _table(title: str, *columns: tuple[str, str]) -> Table:
+def make_table(title: str, *columns: tuple[str, str]) -> Table:
     """Return an empty table; a column is (heading, "left" or "right")."""
     from rich.table import Table
 
@@ -91,11 +92,11 @@ def human_count(count: int) -> str:
 
 def print_plan(plan: Plan, *, every_tensor: bool) -> None:
     """Print what a conversion will write: a line per file and a row per encoding, or per tensor."""
-    console = _console()
+    console = make_console()
     for file in plan.files:
         console.print(printable(f"{file.path}  {file.nbytes} bytes ({human_bytes(file.nbytes)})"))
     if every_tensor:
-        table = _table(
+        table = make_table(
             "Tensors", ("tensor", "left"), ("shape", "left"), ("from", "left"), ("to", "left"), ("loss", "left"),
             ("offset", "right"), ("bytes", "right"), ("note", "left"),
         )  # fmt: skip
@@ -114,7 +115,7 @@ def print_plan(plan: Plan, *, every_tensor: bool) -> None:
 
 def print_report(report: Report) -> None:
     """Print what a conversion did: what was rounded by kind of tensor, what is left of a fine-tune, and hashes."""
-    console = _console()
+    console = make_console()
     _print_rounding(console, [item for item in report.tensors if item.findings.deviation.different])
     quantised = [item for item in report.tensors if item.findings.quantisation.values]
     _print_quantisation(console, [item for item in quantised if item.findings.changed])
@@ -146,7 +147,7 @@ def _by_kind(tensors: Sequence[TensorReport]) -> dict[str, list[TensorReport]]:
 def _print_rounding(console: Console, tensors: Sequence[TensorReport]) -> None:
     if not tensors:
         return
-    table = _table(
+    table = make_table(
         "Rounded", ("tensors", "left"), ("count", "right"), ("from", "left"), ("to", "left"), ("values", "right"),
         ("different", "right"), ("relative error", "right"), ("largest error", "right"),
     )  # fmt: skip
@@ -169,7 +170,7 @@ def _print_quantisation(console: Console, tensors: Sequence[TensorReport]) -> No
     sampled = any(
         item.findings.quantisation.comparison.blocks < item.findings.quantisation.blocks for item in tensors
     )
-    table = _table(
+    table = make_table(
         "Quantised to MXFP4: relative error, and by rule" + (" in a sample of blocks" if sampled else ""),
         ("tensors", "left"), ("count", "right"),
         ("SQNR dB", "right"), ("error", "right"), ("worst", "right"), ("clipped", "right"), ("kept", "right"),
@@ -195,7 +196,7 @@ def _print_survival(console: Console, tensors: Sequence[TensorReport]) -> None:
     console.print(f"fine-tune: {len(tuned)} of {len(tensors)} expert tensors differ from the base")
     if not tuned:
         return
-    table = _table(
+    table = make_table(
         "Fine-tune", ("tensors", "left"), ("count", "right"), ("change", "right"), ("values tuned", "right"),
         ("values moved", "right"), ("change that is left", "right"),
     )  # fmt: skip
@@ -218,7 +219,7 @@ def _print_survival(console: Console, tensors: Sequence[TensorReport]) -> None:
 
 
 def _plan_summary(plan: Plan) -> Table:
-    table = _table(
+    table = make_table(
         "Tensors", ("from", "left"), ("to", "left"), ("loss", "left"), ("tensors", "right"), ("bytes", "right")
     )
     counts: Counter[tuple[str, str, str]] = Counter()
@@ -234,12 +235,12 @@ def _plan_summary(plan: Plan) -> Table:
 
 def print_inspection(inspection: Inspection) -> None:
     """Print the facts about a checkpoint."""
-    console = _console()
+    console = make_console()
     config = inspection.config
     console.print(
         printable(f"{inspection.path}: {inspection.title}, {inspection.files} file(s) with tensors"), style="bold"
     )
-    facts = _table("", ("fact", "left"), ("value", "left"))
+    facts = make_table("", ("fact", "left"), ("value", "left"))
     facts.show_header = False
     rope = config.rope
     sliding = sum(kind == "sliding_attention" for kind in config.layer_types)
@@ -272,7 +273,7 @@ def print_inspection(inspection: Inspection) -> None:
     for key, value in (rows | dict(inspection.details)).items():
         facts.add_row(printable(key), printable(value))
     console.print(facts)
-    table = _table(
+    table = make_table(
         "Tensors",
         ("role", "left"),
         ("encoding", "left"),
@@ -299,7 +300,7 @@ def print_inspection(inspection: Inspection) -> None:
 
 def print_comparisons(comparisons: Sequence[TensorComparison]) -> None:
     """Print how an artifact compares with its source, a row per kind of tensor and result."""
-    table = _table(
+    table = make_table(
         "Weights against the source", ("from", "left"), ("to", "left"), ("promised", "left"), ("found", "left"),
         ("tensors", "right"), ("values", "right"), ("different", "right"), ("largest error", "right"), ("", "left"),
     )  # fmt: skip
@@ -316,7 +317,7 @@ def print_comparisons(comparisons: Sequence[TensorComparison]) -> None:
             f"{max(item.largest_error for item in items):.3g}",
             "ok" if all(item.passed for item in items) else "FAILED",
         )
-    _console().print(table)
+    make_console().print(table)
 
 
 @contextmanager
@@ -355,7 +356,7 @@ def _bar(total: int) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.description}", markup=False),
     )
-    with Progress(*columns, console=_console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=make_console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=total)
         yield lambda tensor, nbytes: progress.update(task, advance=nbytes, description=printable(tensor))
 

@@ -63,7 +63,9 @@ class Override(click.ParamType[tuple[str, str]]):
         return pattern, encoding
 
 
-SECTIONS = ("Input", "Output", "Encoding", "Description", "Resources", "Reporting", "Other")
+SECTIONS = (
+    "Input", "Output", "Encoding", "Tiers", "Distributions", "Description", "Resources", "Reporting", "Other",
+)  # fmt: skip
 
 
 class SectionedCommand(click.Command):

@@ -1,0 +1,384 @@
+"""Proof that artifacts are the model they claim to be: structure, weights, and what runtimes make of them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_convert.canonical_hash import Progress, ignore_progress
+from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.encodings import LossClass, loss_class
+from gptoss_convert.errors import GptossConvertError, OptionError
+from gptoss_convert.formats import open_checkpoint
+from gptoss_convert.tokenizer import TokenKind
+from gptoss_convert.verify.baseline import make_baseline
+from gptoss_convert.verify.declaration import read_declaration
+from gptoss_convert.verify.judgement import Outcome
+from gptoss_convert.verify.logits import EXACT, REFERENCE, Examiner, LogitsResult, Subject
+from gptoss_convert.verify.policy import Change, Policy, default_policy
+from gptoss_convert.verify.prompts import PromptSet
+from gptoss_convert.verify.runners import RUNTIMES, Runtime
+from gptoss_convert.verify.runs import Runs, Say
+from gptoss_convert.verify.structure import StructureResult, compare_structure, unreadable_structure
+from gptoss_convert.verify.verdict import Cause, Verdict
+from gptoss_convert.verify.weights import WeightsResult, verify_weights
+
+if TYPE_CHECKING:
+    from gptoss_convert.verify.bisect import Bisection
+
+SCHEMA_VERSION = 1
+"""Of the JSON document that a verification becomes."""
+
+MOST_JOBS = 4
+"""Chunks of weights that are compared at a time, if nobody says how many."""
+
+_RESERVED = "<|reserved_"
+"""Begins the names of tokens that were never trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitsOptions:
+    """How distributions are compared."""
+
+    prompts: PromptSet
+    runtimes: tuple[str, ...] = ()
+    """Names of runtimes; empty for those made for each format."""
+    baselines: tuple[Path, ...] = ()
+    """Files to be taken for the most exact ones, each for the runtimes that load it."""
+    work: Path | None = None
+    """Folder for recordings, which are large; None for the system's folder for temporary files."""
+    threads: int | None = None
+    timeout: float | None = None
+    """Seconds for each run."""
+    noise_floor: bool = False
+    """Measure the noise floor even if nothing depends on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactResult:
+    """What was found out about one artifact."""
+
+    path: Path
+    format: str | None
+    """None if it cannot be opened."""
+    profile: str | None
+    """Name of the limits for what its encodings lose."""
+    structure: StructureResult
+    weights: WeightsResult | None
+    """None if they were not asked for, or cannot be read."""
+    logits: tuple[LogitsResult, ...]
+    """By runtime; empty if they were not asked for, or the file already failed."""
+    bisection: Bisection | None
+    """None unless it was asked for, and something failed in a file that can be computed."""
+    verdict: Verdict
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the facts as JSON-ready data."""
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "profile": self.profile,
+            "verdict": self.verdict.as_dict(),
+            "structure": self.structure.as_dict(),
+            "weights": None if self.weights is None else self.weights.as_dict(),
+            "logits": [result.as_dict() for result in self.logits],
+            "bisection": None if self.bisection is None else self.bisection.as_dict(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """All that was found out."""
+
+    reference: Path
+    reference_format: str
+    prompts: PromptSet | None
+    policy: Policy
+    changes: tuple[Change, ...]
+    """Where the policy departs from the built-in one."""
+    artifacts: tuple[ArtifactResult, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """The worst outcome of all artifacts."""
+        return Outcome.worst(item.verdict.outcome for item in self.artifacts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-ready data, of the version `SCHEMA_VERSION`."""
+        prompts = self.prompts
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "reference": {"path": str(self.reference), "format": self.reference_format},
+            "outcome": str(self.outcome),
+            "policy": {
+                "version": self.policy.version,
+                "changes": [
+                    {"name": item.name, "value": item.value, "default": item.default} for item in self.changes
+                ],
+            },
+            "prompts": None
+            if prompts is None
+            else {
+                "name": prompts.name,
+                "prompts": len(prompts.prompts),
+                "positions": prompts.positions,
+                "ids_sha256": prompts.sha256,
+                "remarks": list(prompts.remarks),
+            },
+            "artifacts": [item.as_dict() for item in self.artifacts],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """What is to be compared."""
+
+    weights: bool = True
+    logits: LogitsOptions | None = None
+    """None: no model is run."""
+    bisection_prompts: PromptSet | None = None
+    """What a file that fails is searched with for the first stage that departs; None: it is not searched."""
+    policy: Policy | None = None
+    """None for the built-in one."""
+    jobs: int | None = None
+    """Chunks of weights at a time."""
+
+    def __post_init__(self) -> None:
+        if not self.weights and self.logits is None:
+            raise OptionError("there is nothing to verify", expected="weights, logits or both")
+
+
+def verify(
+    reference: Checkpoint,
+    artifacts: Sequence[Path],
+    options: VerifyOptions,
+    *,
+    progress: Progress = ignore_progress,
+    say: Say = lambda line: None,
+) -> Verification:
+    """Compare artifacts with the model that they were made from.
+
+    A file that is wrong already is not run, unless its weights are not compared at all.
+
+    Args:
+        reference: the model; its own file is run as it is.
+        artifacts: paths of the models to be judged.
+        options: what is to be compared.
+        progress: told how many bytes of weights were compared.
+        say: told what is being done.
+
+    Raises:
+        BudgetError: recordings do not fit on the disk.
+        InputError: the reference is damaged.
+        OptionError: there is no such runtime, or none for an artifact.
+    """
+    reference.require_sound()
+    policy = options.policy or default_policy()
+    examined = [_compared(reference, path, options, progress) for path in artifacts]
+    if options.logits is not None:
+        with tempfile.TemporaryDirectory(dir=options.logits.work, prefix="gptoss-verify-") as folder:
+            examination = _Examination(reference, policy, options.logits, Path(folder), say)
+            examined = [examination.examined(item) for item in examined]
+    if options.bisection_prompts is not None:
+        examined = [_searched(reference, item, options.bisection_prompts, say) for item in examined]
+    return Verification(
+        reference=reference.path,
+        reference_format=reference.format,
+        prompts=None if options.logits is None else options.logits.prompts,
+        policy=policy,
+        changes=policy.changes(),
+        artifacts=tuple(item.result() for item in examined),
+    )
+
+
+def verify_written(
+    reference: Checkpoint, output: Path, *, jobs: int | None = None, progress: Progress = ignore_progress
+) -> ArtifactResult:
+    """Compare a file that was just written with what it was written from: structure and weights.
+
+    Raises:
+        InputError: the reference is damaged.
+    """
+    return _compared(reference, output, VerifyOptions(jobs=jobs), progress).result()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Examined:
+    """What is known of an artifact so far."""
+
+    path: Path
+    artifact: Checkpoint | None
+    """None if it cannot be opened."""
+    profile: str | None
+    structure: StructureResult
+    weights: WeightsResult | None
+    logits: tuple[LogitsResult, ...] = ()
+    bisection: Bisection | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is known to hold the numbers of the reference."""
+        weights = self.weights
+        return self.passed and weights is not None and weights.loss is not LossClass.LOSSY
+
+    @property
+    def passed(self) -> bool:
+        """Whether what was compared without running it passed."""
+        return self.structure.passed and (self.weights is None or self.weights.passed)
+
+    def result(self) -> ArtifactResult:
+        """Return the result, with the verdict of all."""
+        return ArtifactResult(
+            path=self.path,
+            format=None if self.artifact is None else self.artifact.format,
+            profile=self.profile,
+            structure=self.structure,
+            weights=self.weights,
+            logits=self.logits,
+            bisection=self.bisection,
+            verdict=self.verdict,
+        )
+
+    @property
+    def verdict(self) -> Verdict:
+        """What is known so far, put together."""
+        return Verdict.of_all(list(self._verdicts()))
+
+    def _verdicts(self) -> Iterator[Verdict]:
+        for result in self.logits:
+            yield result.verdict
+        for checked in (self.structure, self.weights):
+            if checked is not None and not checked.passed:
+                yield Verdict(outcome=Outcome.FAIL, cause=Cause.FILE, reason=checked.reason)
+            elif checked is not None and not self.logits:
+                yield Verdict(outcome=Outcome.PASS, cause=None, reason=checked.reason)
+
+
+def _compared(reference: Checkpoint, path: Path, options: VerifyOptions, progress: Progress) -> _Examined:
+    """Open an artifact and compare what can be compared without running it."""
+    try:
+        artifact = open_checkpoint(path)
+    except GptossConvertError as error:
+        return _Examined(
+            path=path, artifact=None, profile=None, structure=unreadable_structure(error), weights=None
+        )
+    structure = compare_structure(reference, artifact)
+    weights = None
+    if options.weights:
+        jobs = options.jobs or min(os.cpu_count() or 1, MOST_JOBS)
+        declaration = read_declaration(artifact)
+        weights = verify_weights(reference, artifact, declaration=declaration, jobs=jobs, progress=progress)
+    return _Examined(
+        path=path,
+        artifact=artifact,
+        profile=_profile(reference, artifact),
+        structure=structure,
+        weights=weights,
+    )
+
+
+def _searched(reference: Checkpoint, item: _Examined, prompts: PromptSet, say: Say) -> _Examined:
+    """Return what is known of an artifact after the search for what is wrong with it, if something is."""
+    artifact = item.artifact
+    if artifact is None or artifact.problems or item.verdict.outcome is not Outcome.FAIL:
+        return item
+    from gptoss_convert.verify.bisect import bisect  # imports torch
+
+    say(f"searching {artifact.path} for the first stage that departs")
+    return replace(item, bisection=bisect(reference, artifact, prompts))
+
+
+def _profile(reference: Checkpoint, artifact: Checkpoint) -> str:
+    """Return the name of the limits for what the encodings of an artifact lose: the coarsest one that rounds."""
+    bits = [
+        tensor.encoding.bits_per_weight
+        for name, tensor in artifact.tensors.items()
+        if name in reference.tensors
+        and loss_class(reference.tensors[name].encoding, tensor.encoding) is LossClass.LOSSY
+    ]
+    if not bits:
+        return EXACT
+    return "lossy-8bit" if min(bits) >= 8 else "lossy-4bit"
+
+
+class _Examination:
+    """Runs artifacts and compares their distributions."""
+
+    def __init__(
+        self, reference: Checkpoint, policy: Policy, options: LogitsOptions, folder: Path, say: Say
+    ) -> None:
+        self._reference = reference
+        self._options = options
+        self._folder = folder
+        self._examiner = Examiner(
+            runs=Runs(
+                prompts=options.prompts,
+                vocab_size=reference.config.vocab_size,
+                folder=folder,
+                threads=options.threads,
+                timeout=options.timeout,
+                say=say,
+            ),
+            policy=policy,
+            named_tokens=_named_tokens(reference),
+            noise_floor_wanted=options.noise_floor,
+        )
+        self._baselines: dict[str, Path | None] = {_format(path): path for path in options.baselines}
+
+    def examined(self, item: _Examined) -> _Examined:
+        """Return what is known of an artifact after it was run, if it is worth it."""
+        artifact = item.artifact
+        if artifact is None or artifact.problems or (item.weights is not None and not item.passed):
+            return item
+        subject = Subject(
+            reference=self._reference,
+            artifact=artifact,
+            is_exact=item.is_exact,
+            profile=item.profile or EXACT,
+            baseline=self._baseline(artifact.format),
+        )
+        results = [self._examiner.examine(subject, runtime) for runtime in self._runtimes(artifact)]
+        return replace(item, logits=tuple(results))
+
+    def _runtimes(self, artifact: Checkpoint) -> list[Runtime]:
+        """Return the runtimes to be used: those named, or all foreign ones for the format, or our own."""
+        able = [runtime for runtime in RUNTIMES.values() if artifact.format in runtime.formats]
+        if self._options.runtimes:
+            chosen = [runtime for runtime in able if runtime.name in self._options.runtimes]
+            if not chosen:
+                raise OptionError(
+                    "none of the runtimes that were named loads this",
+                    file=artifact.path,
+                    found=", ".join(self._options.runtimes),
+                    expected=" or ".join(runtime.name for runtime in able),
+                )
+            return chosen
+        return [runtime for runtime in able if runtime.name != REFERENCE] or able
+
+    def _baseline(self, format_name: str) -> Path | None:
+        if format_name not in self._baselines:
+            self._baselines[format_name] = make_baseline(self._reference, format_name, self._folder)
+        return self._baselines[format_name]
+
+
+def _format(path: Path) -> str:
+    return open_checkpoint(path).format
+
+
+def _named_tokens(reference: Checkpoint) -> NDArray[np.bool_] | None:
+    """Return which ids of the vocabulary were trained, [vocabulary]; None if the reference has no tokenizer."""
+    if reference.tokenizer is None:
+        return None
+    vocabulary = reference.tokenizer.vocabulary()
+    named = np.zeros(reference.config.vocab_size, np.bool_)
+    for index, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True)):
+        if token is not None and kind is not TokenKind.UNUSED and not token.startswith(_RESERVED):
+            named[index] = True
+    return named
