@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import Run, run, touch_free_memory
+from benchmarks.measure import Run, run, prepare_machine
 from tests.support.checkpoints import REAL_20B, write_huggingface
 
 _KEPT = 16
@@ -127,7 +127,7 @@ def _measure(source: Path, ids: Path, layers: int, tokens: int, rounds: int, pee
         for name, (script, count) in scripts.items():
             if number < count:
                 results = ids.with_name("results.npz")
-                touch_free_memory(2 << 30)
+                prepare_machine(2 << 30)
                 arguments = [source, ids, results, str(os.cpu_count() or 1)]
                 process = run([sys.executable, "-P", "-c", script, *arguments])
                 with np.load(results) as found:
