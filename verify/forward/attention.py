@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-_SCORE_BYTES = 64 << 20
-"""Scores that are held at once."""
+_SCORE_BYTES = 16 << 20
+"""Scores that are held at once; the allocator gives much larger memory back each time, which costs more than all
+else here."""
 _MOST_QUERIES = 128
 """With a sliding window, more queries at once have more keys that most of them do not see."""
 

@@ -59,11 +59,13 @@ class ReferenceSession:
 
         Raises:
             InputError: the file is damaged.
-            OptionError: a token is not in the vocabulary.
+            OptionError: a prompt is empty, or a token is not in the vocabulary.
         """
         batch = Batch.of(prompts)
-        if not batch.positions:
+        if not batch.prompts:
             return
+        if not all(batch.prompts):
+            raise OptionError("a prompt is empty", expected="one token or more")
         vocab = self.model.config.vocab_size
         strange = batch.ids[(batch.ids < 0) | (batch.ids >= vocab)]
         if strange.size:

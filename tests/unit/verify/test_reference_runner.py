@@ -157,6 +157,11 @@ def test_unknown_token_is_refused(folder: Path, token: int) -> None:
         list(session.run([[1, 2], [3, token]]))
 
 
+def test_empty_prompt_is_refused(folder: Path) -> None:
+    with RUNNER.open(folder / "mxfp4", Settings()) as session, pytest.raises(OptionError, match="prompt is empty"):
+        list(session.run([[1, 2], []]))
+
+
 def test_damaged_expert_is_refused_when_it_is_met(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "damaged"
     make_checkpoint(path, SHAPE, **FILLING)
