@@ -1,0 +1,55 @@
+"""What a graph wants of the weights: which canonical tensor, in which encoding, under which initialiser names.
+
+Graph and weights are apart. A graph module says what it uses; the writer places the numbers in external data files,
+row by row in canonical order, so that every initialiser is a part of a canonical tensor seen through other
+dimensions, and nothing is transposed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gptoss_convert.encodings import Encoding
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initialiser:
+    """An initialiser whose numbers lie in an external data file."""
+
+    name: str
+    data_type: int
+    """`onnx.TensorProto.DataType`."""
+    dims: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.dims)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """A canonical tensor as a graph uses it."""
+
+    tensor: str
+    """Canonical name."""
+    encoding: Encoding
+    initialisers: tuple[Initialiser, ...]
+    """One for each part of the encoding, in the order of the parts; the rows of all are those of the tensor."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Graph:
+    """A graph without the numbers of its weights."""
+
+    model: ModelProto
+    """Initialisers of weights are declared with `data_location` EXTERNAL, and no location yet."""
+    weights: Mapping[str, Weight]
+    """Every tensor of the inventory, by canonical name."""
