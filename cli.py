@@ -159,8 +159,9 @@ def to_gguf(
     for option, text in stated:
         if not is_utf8(text):
             raise OptionError(f"--{option.replace('_', '-')} is not UTF-8")
+    checkpoint, tokenizer = run.open_source(source), run.open_tokenizer()
     plan = plan_gguf(
-        run.open_source(source),
+        checkpoint,
         output,
         GgufOptions(
             dense=dense,
@@ -170,9 +171,9 @@ def to_gguf(
             allow_lossy_source=run.allow_lossy_source,
             description=Description(**description, base_models=tuple(map(hub_reference, base_models))),
         ),
-        tokenizer=run.open_tokenizer(),
+        tokenizer=tokenizer,
     )
-    _convert(plan, run)
+    _convert(plan, run, checkpoint, tokenizer)
 
 
 @cli.command(cls=SectionedCommand)
@@ -202,7 +203,8 @@ def to_bf16(source: Path, *, output: Path, max_shard_size: int | None, **options
     run, _ = split_options(options)
     sizes = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     bf16_options = Bf16Options(**sizes, allow_lossy_source=run.allow_lossy_source)
-    _convert(plan_bf16(run.open_source(source), output, bf16_options, tokenizer=run.open_tokenizer()), run)
+    checkpoint, tokenizer = run.open_source(source), run.open_tokenizer()
+    _convert(plan_bf16(checkpoint, output, bf16_options, tokenizer=tokenizer), run, checkpoint, tokenizer)
 
 
 @cli.command(cls=SectionedCommand)
@@ -266,18 +268,19 @@ def to_mxfp4(
         max_shard_size=max_shard_size,
         allow_lossy_source=run.allow_lossy_source,
     )
+    checkpoint, tokenizer = run.open_source(source), run.open_tokenizer()
     plan = plan_mxfp4(
-        run.open_source(source),
+        checkpoint,
         output,
         mxfp4_options,
         base=None if scales_from is None else open_checkpoint(scales_from),
-        tokenizer=run.open_tokenizer(),
+        tokenizer=tokenizer,
     )
-    _convert(plan, run)
+    _convert(plan, run, checkpoint, tokenizer)
 
 
-def _convert(plan: Any, run: RunOptions) -> None:
-    """Print or execute a plan."""
+def _convert(plan: Any, run: RunOptions, source: Any, tokenizer: Any) -> None:
+    """Print a plan; or execute it, and compare what was written if that is wanted."""
     from gptoss_convert.converters.execute import execute
 
     if run.manifest:
@@ -287,18 +290,39 @@ def _convert(plan: Any, run: RunOptions) -> None:
             console.print_json(plan.as_dict())
         elif not run.quiet:
             console.print_plan(plan, every_tensor=True)
+            if run.verify:
+                console.say("note: the output would then be compared with the source")
         return
     started = time.monotonic()
     wanted = console.progress_is_wanted(quiet=run.quiet or run.as_json, no_progress=run.no_progress)
     with console.progress_bar(plan.data_nbytes, shown=wanted) as progress:
         report = execute(plan, resources=run.resources(), replace=run.force, progress=progress)
     seconds = time.monotonic() - started
-    if run.as_json:
-        console.print_json(plan.as_dict() | {"report": report.as_dict(), "seconds": round(seconds, 3)})
-    elif not run.quiet:
+    if not run.quiet and not run.as_json:
         console.print_plan(plan, every_tensor=False)
         console.print_report(report)
         console.say(f"done in {seconds:.1f} s, {console.human_bytes(plan.nbytes / max(seconds, 1e-9))}/s")
+    compared = _compared(plan, run, source, tokenizer) if run.verify else None
+    if run.as_json:
+        document = plan.as_dict() | {"report": report.as_dict(), "seconds": round(seconds, 3)}
+        console.print_json(document | ({} if compared is None else {"verification": compared.as_dict()}))
+    if compared is not None and not compared.passed:
+        console.say(f"verification failed; what was written is still there: {plan.output}")
+        sys.exit(CHECK_FAILED)
+
+
+def _compared(plan: Any, run: RunOptions, source: Any, tokenizer: Any) -> Any:
+    """Compare what was written with its source, and print what was found."""
+    from gptoss_convert.console_verification import print_artifact
+    from gptoss_convert.verify.verification import verify_written
+
+    total = sum(tensor.nbytes for tensor in source.tensors.values())
+    wanted = console.progress_is_wanted(quiet=run.quiet or run.as_json, no_progress=run.no_progress)
+    with console.progress_bar(total, shown=wanted) as progress:
+        result = verify_written(source, plan.output, tokenizer=tokenizer, jobs=run.jobs, progress=progress)
+    if not run.quiet and not run.as_json:
+        print_artifact(result)
+    return result
 
 
 @cli.command(cls=SectionedCommand)
@@ -389,8 +413,7 @@ def verify(
     from gptoss_convert.verify.judgement import Outcome
     from gptoss_convert.verify.policy import read_policy
     from gptoss_convert.verify.prompts import PRESETS, load_prompts
-    from gptoss_convert.verify.verification import LogitsOptions, VerifyOptions
-    from gptoss_convert.verify.verification import verify as run_verification
+    from gptoss_convert.verify.verification import LogitsOptions, VerifyOptions, verify_artifacts
 
     if only_weights and only_logits:
         raise OptionError("--weights and --logits exclude each other; without them, both are compared")
@@ -421,7 +444,7 @@ def verify(
     total = 0 if only_logits else len(artifacts) * sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     with console.progress_bar(total, shown=wanted and not only_logits) as progress:
         say = console.say if wanted else lambda line: None
-        result = run_verification(checkpoint, artifacts, verify_options, progress=progress, say=say)
+        result = verify_artifacts(checkpoint, artifacts, verify_options, progress=progress, say=say)
     if options["as_json"]:
         console.print_json(result.as_dict())
     elif not options["quiet"]:
@@ -442,32 +465,40 @@ def verify(
 def demo(output: Path | None, *, as_json: bool, quiet: bool) -> None:
     """Tell the whole story on a built-in tiny model.
 
-    Converts a trained gpt-oss of 7.8 MB to GGUF, inspects the file, and compares every tensor with the source.
+    Converts a trained gpt-oss of 7.8 MB to GGUF, inspects the file, and verifies it: every tensor, and, if the
+    extra `verify` is installed, what llama.cpp makes of some prompts.
     """
     from tempfile import TemporaryDirectory
 
-    from gptoss_convert.demo import run_demo
+    from gptoss_convert.console_verification import print_verification
+    from gptoss_convert.demo import run_demo, runs_models
+    from gptoss_convert.verify.judgement import Outcome
 
+    say = (
+        console.say if console.progress_is_wanted(quiet=quiet or as_json, no_progress=False) else lambda line: None
+    )
     if output is not None:
-        result = run_demo(output)
+        result = run_demo(output, say)
     else:
         with TemporaryDirectory() as folder:
-            result = run_demo(Path(folder))
+            result = run_demo(Path(folder), say)
     if as_json:
         console.print_json(
             {
                 "source": result.source.as_dict(),
                 "artifact": result.artifact.as_dict(),
                 "plan": result.plan.as_dict(),
-                "comparisons": [item.as_dict() for item in result.comparisons],
+                "verification": result.verification.as_dict(),
             }
         )
     elif not quiet:
         console.print_inspection(result.source)
         console.print_plan(result.plan, every_tensor=False)
         console.print_inspection(result.artifact)
-        console.print_comparisons(result.comparisons)
-    if not all(item.passed for item in result.comparisons):
+        print_verification(result.verification)
+        if not runs_models():
+            console.say("no model was run; that takes: pip install 'gptoss-convert[verify]'")
+    if result.verification.outcome is not Outcome.PASS:
         sys.exit(CHECK_FAILED)
 
 

@@ -145,6 +145,12 @@ def conversion_options(command: Command) -> Command:
             is_flag=True,
             help="[output] Also write a manifest: SHA-256 of every file, canonical hash of every tensor.",
         ),
+        click.option(
+            "--verify",
+            is_flag=True,
+            help="[output] Then compare structure and weights of what was written with SRC, as verify --weights "
+            "does. If they differ, the exit code is 1, and the output stays.",
+        ),
         click.option("--dry-run", is_flag=True, help="[output] Print what would be written, and write nothing."),
         click.option("--force", is_flag=True, help="[output] Replace an existing output."),
         click.option(
@@ -179,6 +185,7 @@ class RunOptions:
     force: bool
     dry_run: bool
     manifest: bool
+    verify: bool
     jobs: int | None
     max_memory: int | None
     no_progress: bool

@@ -17,7 +17,7 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.encodings import LossClass, loss_class
 from gptoss_convert.errors import GptossConvertError, OptionError
 from gptoss_convert.formats import open_checkpoint
-from gptoss_convert.tokenizer import TokenKind
+from gptoss_convert.tokenizer import TokenizerSource, TokenKind
 from gptoss_convert.verify.baseline import make_baseline
 from gptoss_convert.verify.declaration import read_declaration
 from gptoss_convert.verify.judgement import Outcome
@@ -78,6 +78,11 @@ class ArtifactResult:
     bisection: Bisection | None
     """None unless it was asked for, and something failed in a file that can be computed."""
     verdict: Verdict
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was found that should not be."""
+        return self.verdict.outcome is Outcome.PASS
 
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as JSON-ready data."""
@@ -155,7 +160,7 @@ class VerifyOptions:
             raise OptionError("there is nothing to verify", expected="weights, logits or both")
 
 
-def verify(
+def verify_artifacts(
     reference: Checkpoint,
     artifacts: Sequence[Path],
     options: VerifyOptions,
@@ -199,13 +204,27 @@ def verify(
 
 
 def verify_written(
-    reference: Checkpoint, output: Path, *, jobs: int | None = None, progress: Progress = ignore_progress
+    reference: Checkpoint,
+    output: Path,
+    *,
+    tokenizer: TokenizerSource | None = None,
+    jobs: int | None = None,
+    progress: Progress = ignore_progress,
 ) -> ArtifactResult:
-    """Compare a file that was just written with what it was written from: structure and weights.
+    """Compare a file or folder that was just written with what it was written from: structure and weights.
+
+    Args:
+        reference: the source, with the adapter that was merged into it.
+        output: what to open.
+        tokenizer: took the place of the source's own when it was converted, and so does here.
+        jobs: chunks of weights at a time.
+        progress: told how many bytes of the reference were compared.
 
     Raises:
-        InputError: the reference is damaged.
+        InputError: the reference is damaged, or changed since it was opened.
     """
+    if tokenizer is not None:
+        reference = replace(reference, tokenizer=tokenizer)
     return _compared(reference, output, VerifyOptions(jobs=jobs), progress).result()
 
 
@@ -252,13 +271,15 @@ class _Examined:
         return Verdict.of_all(list(self._verdicts()))
 
     def _verdicts(self) -> Iterator[Verdict]:
-        for result in self.logits:
-            yield result.verdict
-        for checked in (self.structure, self.weights):
-            if checked is not None and not checked.passed:
-                yield Verdict(outcome=Outcome.FAIL, cause=Cause.FILE, reason=checked.reason)
-            elif checked is not None and not self.logits:
-                yield Verdict(outcome=Outcome.PASS, cause=None, reason=checked.reason)
+        for logits in self.logits:
+            yield logits.verdict
+        checked = [result for result in (self.structure, self.weights) if result is not None]
+        for result in checked:
+            if not result.passed:
+                yield Verdict(outcome=Outcome.FAIL, cause=Cause.FILE, reason=result.reason)
+        if self.passed and not self.logits:
+            reason = "; ".join(result.reason for result in reversed(checked))
+            yield Verdict(outcome=Outcome.PASS, cause=None, reason=reason)
 
 
 def _compared(reference: Checkpoint, path: Path, options: VerifyOptions, progress: Progress) -> _Examined:
