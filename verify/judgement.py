@@ -130,7 +130,7 @@ def _gates(profile: Profile, summary: Summary, evidence: Evidence, noise_floor: 
     allowance = profile.noise_factor * (noise_floor or 0.0)
     yield _mean("mean KL", divergence.mean, max(profile.mean_kl, allowance))
     if profile.median_kl is not None:
-        yield _at_most("median KL", divergence.median, max(profile.median_kl, allowance))
+        yield _at_most("median KL", divergence.median, profile.median_kl)
     if profile.p999_kl is not None:
         yield _at_most("99.9th percentile of KL", divergence.p99_9, profile.p999_kl)
     if profile.same_top1 is not None:
