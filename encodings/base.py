@@ -95,6 +95,9 @@ class Encoding(ABC):
     span: Span
     least_signal_to_noise: float
     """Decibels that numbers rounded to this encoding keep even if they are badly distributed; less is a fault."""
+    largest_block_error: float | None = None
+    """What rounding to this encoding takes at most from 32 numbers of a row, as the norm of the error relative to
+    theirs, with some room; None if nothing is promised."""
     rounds: bool = False
     """Whether a model that is stored in it lost something by that: gpt-oss is published in bf16 and mxfp4."""
     can_decode: bool = True

@@ -49,6 +49,7 @@ class F16(_Float):
     parts = (Part("values", np.dtype("<f2"), 1),)
     span = Span(precision=11, lowest_bit=-24, largest=float(np.finfo(np.float16).max))
     least_signal_to_noise = 45.0
+    largest_block_error = 0.1
 
     def decode(self, chunk: Chunk) -> Float32:
         """Widen to float32, exactly."""
@@ -69,6 +70,7 @@ class BF16(_Float):
     parts = (Part("values", np.dtype("<u2"), 1),)
     span = Span(precision=8, lowest_bit=-133, largest=float.fromhex("0x1.fep127"))
     least_signal_to_noise = 45.0
+    largest_block_error = 0.1
 
     def decode(self, chunk: Chunk) -> Float32:
         """Widen to float32, exactly."""

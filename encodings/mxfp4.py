@@ -51,6 +51,7 @@ class MXFP4(Encoding):
     # 6 = 110b and 3 = 11b need two bits; the smallest step is half of 2**-127.
     span = Span(precision=2, lowest_bit=-128, largest=float.fromhex("0x1.8p127"))
     least_signal_to_noise = 12.0
+    largest_block_error = 0.5
 
     def check(self, chunk: Chunk) -> None:
         """Raise `EncodingError` for scale byte 255, which stands for NaN."""

@@ -22,6 +22,7 @@ class Q8_0(Encoding):  # noqa: N801 - ggml's name for it
     # An 8-bit code times an 11-bit scale.
     span = Span(precision=19, lowest_bit=-24, largest=128 * 65504.0)
     least_signal_to_noise = 30.0
+    largest_block_error = 0.1
     rounds = True
 
     def decode(self, chunk: Chunk) -> Float32:

@@ -69,6 +69,18 @@ class Bisection(Plain):
     """Relative error of the artifact's own hidden state: after the embedding, then after each layer."""
 
 
+_SHAPE = (
+    "num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "num_local_experts", "num_experts_per_tok", "intermediate_size",
+)  # fmt: skip
+
+
+def have_same_stages(reference: Checkpoint, artifact: Checkpoint) -> bool:
+    """Return whether each stage of one model can take the activations of the other, and has the same tensors."""
+    same_sizes = all(getattr(reference.config, name) == getattr(artifact.config, name) for name in _SHAPE)
+    return same_sizes and reference.tensors.keys() == artifact.tensors.keys()
+
+
 def bisect(reference: Checkpoint, artifact: Checkpoint, prompts: PromptSet) -> Bisection:
     """Find the first stage of an artifact that departs from the reference by more than its encodings may lose.
 

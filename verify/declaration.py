@@ -15,7 +15,7 @@ from gptoss_convert.canonical_hash import model_digest
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.converters.manifest import TOOL, VERSION, hash_file
 from gptoss_convert.encodings import LossClass
-from gptoss_convert.errors import OutputError
+from gptoss_convert.errors import InputError, OutputError
 
 LARGEST_MANIFEST = 16 << 20
 """Bytes; that of gpt-oss-120b takes less than one million."""
@@ -115,15 +115,15 @@ def read_declaration(artifact: Checkpoint, *, jobs: int = 1) -> Declaration | No
     """Read the manifest beside an artifact, and hash the files that it names with `jobs` threads.
 
     Returns:
-        None if there is no manifest, or only another tool's file of that name.
-
-    Raises:
-        InputError: the file cannot be read.
+        None if there is no manifest, or only another tool's file of that name. What is wrong with it is a finding.
     """
     path = manifest_path(artifact.path)
     if not path.is_file():
         return None
-    data = read_small_file(path, largest=LARGEST_MANIFEST)
+    try:
+        data = read_small_file(path, largest=LARGEST_MANIFEST)
+    except InputError as error:
+        return Declaration(path, None, {}, (f"manifest {path.name} cannot be read: {error.what}",))
     try:
         stamp = msgspec.json.decode(data, type=_Stamp)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

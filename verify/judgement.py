@@ -16,6 +16,10 @@ Z = 1.959963984540054
 """Standard deviations to both sides that hold 95 % of a normal distribution."""
 
 
+SAME_ARITHMETIC = ("exact",)
+"""Profiles of comparisons in which routing cannot differ but by a fault."""
+
+
 class Outcome(enum.StrEnum):
     """What a check says."""
 
@@ -79,7 +83,8 @@ def judge(
     """Hold a comparison against the limits of a profile.
 
     Where they do not hold, they are tried on the positions with the same routing, if those are many enough: two
-    correct runtimes may choose other experts where router scores are close.
+    correct runtimes may choose other experts where router scores are close. Where they were not close, or the same
+    numbers were computed in the same arithmetic, other experts are no excuse but a fault.
 
     Args:
         profile_name: in `policy.profiles`.
@@ -92,7 +97,8 @@ def judge(
     profile = policy.profiles[profile_name]
     gates = tuple(_gates(profile, summary, policy.evidence_for(prompt_set), noise_floor))
     outcome = Outcome.worst(gate.outcome for gate in gates)
-    if outcome is not Outcome.PASS and routing is not None and _may_excuse(policy, summary, routing):
+    may_differ = profile_name not in SAME_ARITHMETIC
+    if outcome is not Outcome.PASS and may_differ and routing is not None and _may_excuse(policy, summary, routing):
         least = policy.routing.least_positions
         enough = Evidence(positions=least, prompts=0, coverage=policy.evidence_for(prompt_set).coverage)
         steady = tuple(_gates(profile, routing.steady, enough, noise_floor))
@@ -105,11 +111,14 @@ def _may_excuse(policy: Policy, summary: Summary, routing: RoutingSummary) -> bo
     steady = routing.steady
     if not steady.positions or steady.positions < policy.routing.least_positions or summary.nan or summary.infinite:
         return False
+    margins = routing.first_margins
+    if margins is not None and not margins.median <= policy.routing.fragile_margin:
+        return False  # the scores were not close
     return routing.others.positions <= policy.routing.largest_share * summary.positions
 
 
 def _gates(profile: Profile, summary: Summary, evidence: Evidence, noise_floor: float | None) -> Iterator[Gate]:
-    yield _at_least("scored positions", summary.positions, evidence.positions, short=Outcome.INCONCLUSIVE)
+    yield _at_least("scored positions", summary.positions, max(evidence.positions, 1), short=Outcome.INCONCLUSIVE)
     yield _at_least("prompts", summary.prompts, evidence.prompts, short=Outcome.INCONCLUSIVE)
     yield _at_most("positions with NaN", summary.nan, 0)
     yield _at_most("positions with infinite divergence", summary.infinite, 0)
@@ -121,12 +130,14 @@ def _gates(profile: Profile, summary: Summary, evidence: Evidence, noise_floor: 
     allowance = profile.noise_factor * (noise_floor or 0.0)
     yield _mean("mean KL", divergence.mean, max(profile.mean_kl, allowance))
     if profile.median_kl is not None:
-        yield _at_most("median KL", divergence.median, max(profile.median_kl, allowance))
+        yield _at_most("median KL", divergence.median, profile.median_kl)
     if profile.p999_kl is not None:
         yield _at_most("99.9th percentile of KL", divergence.p99_9, profile.p999_kl)
     if profile.same_top1 is not None:
         yield _share("share of same top-1", summary.top.same.mean, summary.positions, profile.same_top1)
     clear = summary.top.same_outside_near_ties
+    if profile.same_top1_clear is not None and clear is None:
+        yield _at_least("positions outside near ties", 0, 1, short=Outcome.INCONCLUSIVE)
     if profile.same_top1_clear is not None and clear is not None:
         count = summary.positions - summary.top.near_ties
         yield _share("share of same top-1 outside near ties", clear.mean, count, profile.same_top1_clear)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.errors import InputError, VerificationError
 from gptoss_convert.verify.judgement import Judgement, Outcome, judge
 from gptoss_convert.verify.metrics.plain import Plain
 from gptoss_convert.verify.metrics.positions import position_figures
@@ -108,18 +109,20 @@ class Examiner:
 
         Raises:
             BudgetError: recordings do not fit on the disk.
-            InputError: a recording is damaged.
+            InputError: the reference computes no distributions.
         """
         run = self.runs.of(runtime, subject.artifact.path)
         try:
             parts = list(self._parts(subject, runtime, _completed(run)))
+            floor = self._noise_floor(subject) if self.noise_floor_wanted else None
+            comparisons = tuple(self._compared(part, floor) for part in parts)
+            if floor is None and any(_could_be_noise(item) for item in comparisons):
+                floor = self._noise_floor(subject)
+                comparisons = tuple(self._compared(part, floor) for part in parts)
         except _UnfinishedError as unfinished:
             return _unfinished(runtime, run, unfinished.run)
-        floor = self._noise_floor(subject) if self.noise_floor_wanted else None
-        comparisons = tuple(self._compared(part, floor) for part in parts)
-        if floor is None and any(_could_be_noise(item) for item in comparisons):
-            floor = self._noise_floor(subject)
-            comparisons = tuple(self._compared(part, floor) for part in parts)
+        except _IncomparableError as incomparable:
+            return _incomparable(runtime, subject, run, incomparable)
         runs = {id(item): item for part in parts for item in (part.test, part.reference)}
         return LogitsResult(
             runtime=runtime.name,
@@ -163,11 +166,14 @@ class Examiner:
     def _compared(self, part: _Part, noise_floor: float | None) -> Comparison:
         reference, test = part.reference.recording(), part.test.recording()
         near_tie, fragile = self.policy.near_ties.margin, self.policy.routing.fragile_margin
-        figures = position_figures(reference, test, self.runs.prompts, named_tokens=self.named_tokens)
+        try:
+            figures = position_figures(reference, test, self.runs.prompts, named_tokens=self.named_tokens)
+            routing = summarise_by_routing(
+                figures, part.routed_by.recording(), test, near_tie=near_tie, fragile_margin=fragile
+            )
+        except (InputError, VerificationError) as error:
+            raise _IncomparableError(part, error) from error
         summary = summarise(figures, near_tie=near_tie)
-        routing = summarise_by_routing(
-            figures, part.routed_by.recording(), test, near_tie=near_tie, fragile_margin=fragile
-        )
         judgement = None
         if part.profile is not None:
             judgement = judge(
@@ -225,6 +231,15 @@ class _UnfinishedError(Exception):
         self.run = run
 
 
+class _IncomparableError(Exception):
+    """Two runs of which one computed no distributions, or those of a model of another shape."""
+
+    def __init__(self, part: _Part, error: InputError | VerificationError) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.run = part.reference if error.file == str(part.reference.folder) else part.test
+
+
 def _completed(run: Run) -> Run:
     if run.status is not Status.COMPLETED:
         raise _UnfinishedError(run)
@@ -242,6 +257,26 @@ def _unfinished(runtime: Runtime, run: Run, failed: Run) -> LogitsResult:
         verdict = Verdict(outcome=Outcome.FAIL, cause=None, reason=f"{runtime.name} does not run it: {what}")
     else:
         verdict = Verdict(outcome=Outcome.INCONCLUSIVE, cause=Cause.EVIDENCE, reason=f"a run is missing: {what}")
+    runs = (run,) if failed is run else (run, failed)
+    return LogitsResult(runtime=runtime.name, runs=runs, comparisons=(), noise_floor=None, verdict=verdict)
+
+
+def _incomparable(runtime: Runtime, subject: Subject, run: Run, what: _IncomparableError) -> LogitsResult:
+    """Return the result where runs cannot be compared: a failure if it is the artifact's that is no distribution.
+
+    Raises:
+        InputError: it is that of the reference, which then cannot judge.
+    """
+    error, failed = what.error, what.run
+    if failed.artifact == subject.reference.path and failed.runtime == REFERENCE:
+        raise error
+    facts = f": {error.found}, expected {error.expected}" if error.expected else ""
+    reason = f"{failed.artifact} in {failed.runtime} cannot be compared: {error.what}{facts}"
+    if failed.artifact == subject.artifact.path:
+        cause = Cause.FILE if failed.runtime == REFERENCE else None
+        verdict = Verdict(outcome=Outcome.FAIL, cause=cause, reason=reason)
+    else:
+        verdict = Verdict(outcome=Outcome.INCONCLUSIVE, cause=Cause.EVIDENCE, reason=reason)
     runs = (run,) if failed is run else (run, failed)
     return LogitsResult(runtime=runtime.name, runs=runs, comparisons=(), noise_floor=None, verdict=verdict)
 

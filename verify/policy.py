@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -16,8 +17,10 @@ VERSION = 1
 """Of the policy files that can be read."""
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Nats = Annotated[float, msgspec.Meta(ge=0)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
+_Finite = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
+"""A limit of infinity would be none."""
+Nats = _Finite
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 
 class _Section(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -43,8 +46,8 @@ class NearTies(_Section, frozen=True):
 class RoutingPolicy(_Section, frozen=True):
     """When positions are judged apart because their experts differ."""
 
-    fragile_margin: Annotated[float, msgspec.Meta(ge=0)]
-    """Difference of router logits below which a choice is fragile, for runtimes that do not tell their routing."""
+    fragile_margin: _Finite
+    """Difference of router logits below which a choice is fragile."""
     largest_share: Share
     least_positions: Count
 
@@ -58,7 +61,7 @@ class Profile(_Section, frozen=True, omit_defaults=True):
     same_top1: Share | None = None
     same_top1_clear: Share | None = None
     """Same likeliest token where it is no near tie."""
-    noise_factor: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    noise_factor: _Finite = 0.0
     """The mean may be this many times the noise floor."""
 
 
@@ -119,7 +122,7 @@ def read_policy(path: Path) -> Policy:
     """
     try:
         changes = _parsed(read_small_file(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"not a policy: {error}", file=path) from None
     if changes.get("version") != VERSION:
         raise InputError(
@@ -127,7 +130,7 @@ def read_policy(path: Path) -> Policy:
         )
     try:
         return msgspec.convert(_merged(msgspec.to_builtins(default_policy()), changes), Policy)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, OverflowError) as error:
         raise InputError(f"not a policy: {error}", file=path) from None
 
 

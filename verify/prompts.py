@@ -97,8 +97,15 @@ def load_prompts(
             ids = _cut(renderer.ids(line), line.max_tokens, max_tokens)
             _require_fitting(ids, config)
         prompts.append(Prompt(name=line.name, kind=line.kind, ids=ids))
-    name = source if isinstance(source, str) and source in PRESETS else Path(source).name
-    return PromptSet(name=name, prompts=tuple(prompts), remarks=renderer.remarks)
+    return PromptSet(name=_set_name(source), prompts=tuple(prompts), remarks=renderer.remarks)
+
+
+def _set_name(source: str | Path) -> str:
+    """Return the name of a built-in set, or that of a file, which never reads like a built-in one."""
+    if isinstance(source, str) and source in PRESETS:
+        return source
+    name = Path(source).name
+    return f"./{name}" if name in PRESETS else name
 
 
 def _lines(source: str | Path) -> Iterable[PromptLine]:

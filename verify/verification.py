@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gptoss_convert.canonical_hash import Progress, ignore_progress
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.encodings import LossClass, loss_class
-from gptoss_convert.errors import GptossConvertError, OptionError
+from gptoss_convert.errors import GptossConvertError, OptionError, UnsupportedError
 from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.tokenizer import TokenizerSource, TokenKind
 from gptoss_convert.verify.baseline import make_baseline
@@ -182,9 +182,11 @@ def verify_artifacts(
     Raises:
         BudgetError: recordings do not fit on the disk.
         InputError: the reference is damaged.
-        OptionError: there is no such runtime, or none for an artifact.
+        OptionError: there is no such runtime, or none of those named for an artifact.
+        UnsupportedError: the search for what is wrong needs a program that is not installed.
     """
     reference.require_sound()
+    _require_possible(artifacts, options)
     policy = options.policy or default_policy()
     examined = [_compared(reference, path, options, progress) for path in artifacts]
     if options.logits is not None:
@@ -226,6 +228,45 @@ def verify_written(
     if tokenizer is not None:
         reference = replace(reference, tokenizer=tokenizer)
     return _compared(reference, output, VerifyOptions(jobs=jobs), progress).result()
+
+
+def _require_possible(artifacts: Sequence[Path], options: VerifyOptions) -> None:
+    """Refuse what cannot be done before hours are spent on the rest of it."""
+    own = RUNTIMES[REFERENCE]
+    if options.bisection_prompts is not None and not own.is_installed:
+        raise UnsupportedError("the search for the first stage needs torch", hint=f"install it with: {own.install}")
+    if options.logits is None:
+        return
+    for name in options.logits.runtimes:
+        if name not in RUNTIMES:
+            raise OptionError("there is no such runtime", found=name, expected=" or ".join(RUNTIMES))
+    for path in options.logits.baselines:
+        open_checkpoint(path)
+    if options.logits.runtimes:
+        for path in artifacts:
+            try:
+                format_name = open_checkpoint(path).format
+            except GptossConvertError:  # it will not be run
+                continue
+            _chosen_runtimes(options.logits.runtimes, path, format_name)
+
+
+def _chosen_runtimes(names: Sequence[str], path: Path, format_name: str) -> list[Runtime]:
+    """Return the runtimes to be used: those named, or all foreign ones for the format, or our own.
+
+    Raises:
+        OptionError: none of those named loads the format.
+    """
+    able = [runtime for runtime in RUNTIMES.values() if format_name in runtime.formats]
+    chosen = [runtime for runtime in able if runtime.name in names]
+    if names and not chosen:
+        raise OptionError(
+            "none of the runtimes that were named loads this",
+            file=path,
+            found=", ".join(names),
+            expected=" or ".join(runtime.name for runtime in able),
+        )
+    return chosen or [runtime for runtime in able if runtime.name != REFERENCE] or able
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,8 +351,11 @@ def _searched(reference: Checkpoint, item: _Examined, prompts: PromptSet, say: S
     artifact = item.artifact
     if artifact is None or artifact.problems or item.verdict.outcome is not Outcome.FAIL:
         return item
-    from gptoss_convert.verify.bisect import bisect  # imports torch
+    from gptoss_convert.verify.bisect import bisect, have_same_stages  # imports torch
 
+    if not have_same_stages(reference, artifact):
+        say(f"{artifact.path} is a model of another shape, which has no stages to compare")
+        return item
     say(f"searching {artifact.path} for the first stage that departs")
     return replace(item, bisection=bisect(reference, artifact, prompts))
 
@@ -338,6 +382,7 @@ class _Examination:
         self._reference = reference
         self._options = options
         self._folder = folder
+        self._say = say
         self._examiner = Examiner(
             runs=Runs(
                 prompts=options.prompts,
@@ -358,34 +403,26 @@ class _Examination:
         artifact = item.artifact
         if artifact is None or artifact.problems or (item.weights is not None and not item.passed):
             return item
+        runtimes = _chosen_runtimes(self._options.runtimes, artifact.path, artifact.format)
+        is_foreign = any(runtime.name != REFERENCE and runtime.is_installed for runtime in runtimes)
         subject = Subject(
             reference=self._reference,
             artifact=artifact,
             is_exact=item.is_exact,
             profile=item.profile or EXACT,
-            baseline=self._baseline(artifact.format),
+            baseline=self._baseline(artifact.format) if is_foreign else None,
         )
-        results = [self._examiner.examine(subject, runtime) for runtime in self._runtimes(artifact)]
+        results = [self._examiner.examine(subject, runtime) for runtime in runtimes]
         return replace(item, logits=tuple(results))
-
-    def _runtimes(self, artifact: Checkpoint) -> list[Runtime]:
-        """Return the runtimes to be used: those named, or all foreign ones for the format, or our own."""
-        able = [runtime for runtime in RUNTIMES.values() if artifact.format in runtime.formats]
-        if self._options.runtimes:
-            chosen = [runtime for runtime in able if runtime.name in self._options.runtimes]
-            if not chosen:
-                raise OptionError(
-                    "none of the runtimes that were named loads this",
-                    file=artifact.path,
-                    found=", ".join(self._options.runtimes),
-                    expected=" or ".join(runtime.name for runtime in able),
-                )
-            return chosen
-        return [runtime for runtime in able if runtime.name != REFERENCE] or able
 
     def _baseline(self, format_name: str) -> Path | None:
         if format_name not in self._baselines:
-            self._baselines[format_name] = make_baseline(self._reference, format_name, self._folder)
+            try:
+                made = make_baseline(self._reference, format_name, self._folder)
+            except GptossConvertError as error:  # it would have told more, and nothing depends on it
+                self._say(f"no most exact file is made: {error}")
+                made = None
+            self._baselines[format_name] = made
         return self._baselines[format_name]
 
 

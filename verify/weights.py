@@ -56,6 +56,8 @@ class TensorComparison:
     """Signal-to-quantisation-noise ratio in dB; None when every value is equal."""
     least_signal_to_noise: float
     """What rounding to the artifact's encoding leaves in dB; less means that more than rounding happened."""
+    largest_block_error: float | None = None
+    """What rounding to the artifact's encoding takes from a block at most, relative to it; None if not known."""
     relative_error: float = 0.0
     """Frobenius norm of the error relative to that of the reference; 0 when every value is equal."""
     different_blocks: int = 0
@@ -92,6 +94,12 @@ class TensorComparison:
             return (
                 f"keeps {self.signal_to_noise:.1f} dB where rounding to {self.artifact} leaves "
                 f"{self.least_signal_to_noise:.1f}: {self._what_differs}"
+            )
+        block, largest = self.worst_block, self.largest_block_error
+        if block is not None and largest is not None and block.relative_error > largest:
+            return (
+                f"loses {block.relative_error:.3g} of a block where rounding to {self.artifact} takes "
+                f"{largest:g} at most: {self._what_differs}"
             )
         return None
 
@@ -309,6 +317,7 @@ def _comparison(
         largest_error=total.largest_error,
         signal_to_noise=None if ratio is None else 10 * math.log10(ratio) if ratio else -LARGEST_DECIBELS,
         least_signal_to_noise=artifact.encoding.least_signal_to_noise,
+        largest_block_error=artifact.encoding.largest_block_error,
         relative_error=0.0 if ratio is None else ratio**-0.5 if ratio else LARGEST_ERROR,
         different_blocks=total.blocks,
         worst_block=total.worst,

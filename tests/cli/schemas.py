@@ -63,7 +63,8 @@ REPORT = {
 COMPARISON = {
     "name": "str", "reference": "str", "artifact": "str", "expected": "str", "found": "str", "values": "int",
     "different": "int", "largest_error": "float", "signal_to_noise": "NoneType",
-    "least_signal_to_noise": "float", "relative_error": "float", "different_blocks": "int",
+    "least_signal_to_noise": "float", "largest_block_error": "float",
+    "relative_error": "float", "different_blocks": "int",
     "worst_block": "NoneType", "signs_of_zero": "int", "rescaled_blocks": "int", "new_nan": "int",
     "new_infinite": "int", "declared": "NoneType", "problem": "NoneType", "promised": "str", "passed": "bool",
     "failure": "NoneType",

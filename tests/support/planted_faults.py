@@ -50,16 +50,17 @@ class _InPlace:
             file.write(data if isinstance(data, bytes) else data.tobytes())
 
 
+def rewrite(path: Path, name: str, change: Callable[[Tensor, Chunk], None]) -> None:
+    """Change all rows of tensor `name` of an artifact in place."""
+    tensor = open_checkpoint(path).tensors[name]
+    chunk = tuple(part.copy() for part in tensor.read(0, tensor.rows))
+    change(tensor, chunk)
+    tensor.storage.write(_InPlace(), 0, chunk)
+
+
 def _rewritten(name: str, change: Callable[[Tensor, Chunk], None]) -> Callable[[Path], None]:
     """Return a fault that changes all rows of tensor `name` in place."""
-
-    def plant(path: Path) -> None:
-        tensor = open_checkpoint(path).tensors[name]
-        chunk = tuple(part.copy() for part in tensor.read(0, tensor.rows))
-        change(tensor, chunk)
-        tensor.storage.write(_InPlace(), 0, chunk)
-
-    return plant
+    return lambda path: rewrite(path, name, change)
 
 
 def _swap_experts(tensor: Tensor, chunk: Chunk) -> None:

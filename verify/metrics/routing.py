@@ -141,5 +141,6 @@ def _first_margins(agreement: RoutingAgreement, scored: Flags) -> FirstMargins |
     margins = agreement.first_margins(scored)
     if margins is None or not len(margins):
         return None
-    median, p90, largest = (float(value) for value in np.quantile(margins, [0.5, 0.9, 1]))
+    with np.errstate(invalid="ignore"):  # margins are infinite where all experts are chosen
+        median, p90, largest = (float(value) for value in np.quantile(margins, [0.5, 0.9, 1]))
     return FirstMargins(median=median, p90=p90, largest=largest)

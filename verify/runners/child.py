@@ -7,6 +7,8 @@ this process.
 
 from __future__ import annotations
 
+import enum
+import errno
 import os
 import sys
 import threading
@@ -19,13 +21,28 @@ from typing import cast
 
 import msgspec
 
-from gptoss_convert.errors import BudgetError, GptossConvertError
+from gptoss_convert.errors import BudgetError, GptossConvertError, printable
 from gptoss_convert.verify.recording import RecordingWriter
 from gptoss_convert.verify.runners.memory import PeakMemory, PeakMeter, available_memory
 from gptoss_convert.verify.runners.protocol import KnowsItsMemory, Runner, Settings
 
 REQUEST = "request.json"
 RESULT = "result.json"
+LONGEST_ERROR = 300
+"""Characters of an error that is not one of this project's."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM)
+
+
+class Failure(enum.StrEnum):
+    """Why a run was given up."""
+
+    REFUSED = "refused"
+    """The runtime or this project does not run the model."""
+    TOO_LARGE = "too large"
+    """Memory or disk do not suffice."""
+    MISSING = "missing"
+    """The runtime is there, and cannot be loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +66,8 @@ class Result:
     memory: PeakMemory | None = None
     error: str | None = None
     """Why there is no recording: one line."""
-    is_too_large: bool = False
-    """Whether that is for lack of memory."""
+    failure: Failure = Failure.REFUSED
+    """What kind of reason that is."""
 
 
 def main() -> None:
@@ -65,7 +82,14 @@ def main() -> None:
         except GptossConvertError as error:
             traceback.print_exc()
             result.error = str(error)
-            result.is_too_large = isinstance(error, BudgetError)
+            result.failure = Failure.TOO_LARGE if isinstance(error, BudgetError) else Failure.REFUSED
+        except (ImportError, MemoryError, OSError) as error:
+            failure = _failure_of_machine(error)
+            if failure is None:
+                raise
+            traceback.print_exc()
+            result.error = printable(f"{type(error).__name__}: {error}")[:LONGEST_ERROR]
+            result.failure = failure
         result.memory = meter.peak()
     # Its name appears when it is whole: this process may be killed at any time.
     (folder / f"{RESULT}.part").write_bytes(msgspec.json.encode(result))
@@ -88,6 +112,15 @@ def _record(request: Request, folder: Path, result: Result) -> None:
             writer.add(scores)
         writer.finish()
         result.run_seconds = time.perf_counter() - begin
+
+
+def _failure_of_machine(error: Exception) -> Failure | None:
+    """Return the kind of an error that says nothing about the model; None if it may be the model's."""
+    if isinstance(error, ImportError):
+        return Failure.MISSING
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
+        return Failure.TOO_LARGE
+    return None
 
 
 def _require_memory(runner: Runner, artifact: Path, settings: Settings) -> None:

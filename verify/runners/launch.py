@@ -16,7 +16,7 @@ import msgspec
 from gptoss_convert.errors import printable
 from gptoss_convert.verify.recording import FACTS, Recording
 from gptoss_convert.verify.runners import Runtime
-from gptoss_convert.verify.runners.child import REQUEST, RESULT, Request, Result
+from gptoss_convert.verify.runners.child import REQUEST, RESULT, Failure, Request, Result
 from gptoss_convert.verify.runners.memory import PeakMemory
 from gptoss_convert.verify.runners.protocol import Settings
 
@@ -34,9 +34,9 @@ class Status(enum.StrEnum):
 
     COMPLETED = "completed"
     MISSING = "missing"
-    """The runtime is not installed; nothing was started."""
+    """The runtime is not installed, or cannot be loaded."""
     TOO_LARGE = "too large"
-    """The model needs more memory than is available; it was not loaded."""
+    """The model needs more memory than is available, or what it says more room on the disk."""
     REFUSED = "refused"
     """The runtime or this project said why it does not run the model."""
     CRASHED = "crashed"
@@ -149,10 +149,17 @@ def _end_of_child(folder: Path, timeout: float | None) -> int | None:
             process.stdin.close()
 
 
+_STATUSES = {
+    Failure.REFUSED: Status.REFUSED,
+    Failure.TOO_LARGE: Status.TOO_LARGE,
+    Failure.MISSING: Status.MISSING,
+}
+
+
 def _status(result: Result) -> Status:
     if result.error is None:
         return Status.COMPLETED
-    return Status.TOO_LARGE if result.is_too_large else Status.REFUSED
+    return _STATUSES[result.failure]
 
 
 def _reason(code: int, log_tail: str) -> str:

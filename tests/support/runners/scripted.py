@@ -1,5 +1,6 @@
 """A runner that behaves as the name of the artifact says."""
 
+import errno
 import os
 import signal
 import sys
@@ -44,6 +45,14 @@ class Session:
                 raise RuntimeError("this runtime is broken")
             case "refuse":
                 raise InputError("this runtime does not like it", file=self._artifact)
+            case "fill":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            case "misread":
+                raise OSError(errno.EIO, "Input/output error")
+            case "exhaust":
+                raise MemoryError
+            case "miss":
+                raise ImportError("a library of the runtime is of another version")
             case "allocate":
                 block = np.ones(ALLOCATED, np.uint8)
                 time.sleep(0.25)

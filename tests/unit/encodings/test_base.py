@@ -161,6 +161,21 @@ def test_rounding_leaves_more_signal_than_the_floor(name: str, distribution: str
     assert decibels > ENCODINGS[name].least_signal_to_noise
 
 
+@pytest.mark.parametrize("name", ["f16", "bf16", "mxfp4", "q8_0"])
+def test_rounding_takes_less_from_a_block_than_the_limit(name: str) -> None:
+    """From blocks of one large number, of all kinds of numbers, and of those that lie between two codes."""
+    rng = np.random.default_rng(6)
+    heavy = 0.02 * rng.standard_t(1.5, size=(20000, 32))
+    one_large = np.where(np.arange(32) == 7, rng.uniform(4, 8, (2000, 1)), 0.25)
+    ties = rng.choice([0.25, 0.75, 1.75, 2.5, 5.0, 7.99], size=(20000, 32))
+    values = np.concatenate([heavy, one_large, ties]).astype(np.float32)
+    rounded = ENCODINGS[name].decode(ENCODINGS[name].encode(values)).astype(np.float64)
+    errors = np.linalg.norm(rounded - values, axis=1) / np.linalg.norm(values.astype(np.float64), axis=1)
+    limit = ENCODINGS[name].largest_block_error
+    assert limit is not None
+    assert errors.max() < limit
+
+
 @pytest.mark.parametrize(("source", "target"), sorted(VALUE_EXACT))
 def test_value_exact_conversions_keep_every_bit_of_the_values(source: str, target: str) -> None:
     chunk = sample(source)

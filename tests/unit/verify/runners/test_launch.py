@@ -185,3 +185,20 @@ def eventually(found):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return value
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status", "reason"),
+    [
+        ("fill", Status.TOO_LARGE, "No space left on device"),
+        ("exhaust", Status.TOO_LARGE, "MemoryError"),
+        ("miss", Status.MISSING, "a library of the runtime is of another version"),
+        ("misread", Status.CRASHED, "Input/output error"),
+    ],
+)
+def test_what_the_machine_lacks_is_told_from_a_crash(
+    behaviour: str, status: Status, reason: str, tmp_path: Path
+) -> None:
+    found = run(tmp_path, behaviour)
+    assert found.status is status
+    assert reason in (found.reason or "")
