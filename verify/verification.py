@@ -259,11 +259,12 @@ class _Examined:
     def _verdicts(self) -> Iterator[Verdict]:
         for result in self.logits:
             yield result.verdict
-        for checked in (self.structure, self.weights):
-            if checked is not None and not checked.passed:
-                yield Verdict(outcome=Outcome.FAIL, cause=Cause.FILE, reason=checked.reason)
-            elif checked is not None and not self.logits:
-                yield Verdict(outcome=Outcome.PASS, cause=None, reason=checked.reason)
+        checked = [item for item in (self.structure, self.weights) if item is not None]
+        for item in checked:
+            if not item.passed:
+                yield Verdict(outcome=Outcome.FAIL, cause=Cause.FILE, reason=item.reason)
+        if self.passed and not self.logits:
+            yield Verdict(outcome=Outcome.PASS, cause=None, reason=checked[-1].reason)
 
 
 def _compared(reference: Checkpoint, path: Path, options: VerifyOptions, progress: Progress) -> _Examined:
