@@ -47,8 +47,15 @@ class Gate(Plain):
     high: float | None = None
 
     def __str__(self) -> str:
+        value, limit = _number(self.value), _number(self.limit)
+        if self.outcome is Outcome.INCONCLUSIVE and self.low is None:
+            return f"{self.figure} {value} is too little, {limit} is the least"
         sign = {Outcome.PASS: "within", Outcome.FAIL: "beyond", Outcome.INCONCLUSIVE: "too close to"}
-        return f"{self.figure} {self.value:.3g} is {sign[self.outcome]} the limit of {self.limit:.3g}"
+        return f"{self.figure} {value} is {sign[self.outcome]} the limit of {limit}"
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else f"{value:.3g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +91,8 @@ def judge(
 
     Where they do not hold, they are tried on the positions with the same routing, if those are many enough: two
     correct runtimes may choose other experts where router scores are close. Where they were not close, or the same
-    numbers were computed in the same arithmetic, other experts are no excuse but a fault.
+    numbers were computed in the same arithmetic, other experts are no excuse but a fault. Too little evidence is
+    never excused.
 
     Args:
         profile_name: in `policy.profiles`.
@@ -95,25 +103,28 @@ def judge(
         noise_floor: mean KL of the reference against itself in other arithmetic, if it was measured.
     """
     profile = policy.profiles[profile_name]
-    gates = tuple(_gates(profile, summary, policy.evidence_for(prompt_set), noise_floor))
+    evidence = policy.evidence_for(prompt_set)
+    gates = tuple(_gates(profile, summary, evidence, noise_floor))
     outcome = Outcome.worst(gate.outcome for gate in gates)
-    may_differ = profile_name not in SAME_ARITHMETIC
-    if outcome is not Outcome.PASS and may_differ and routing is not None and _may_excuse(policy, summary, routing):
+    excusable = outcome is not Outcome.PASS and profile_name not in SAME_ARITHMETIC
+    if excusable and routing is not None and _may_excuse(policy, evidence, summary, routing):
         least = policy.routing.least_positions
-        enough = Evidence(positions=least, prompts=0, coverage=policy.evidence_for(prompt_set).coverage)
+        enough = Evidence(positions=least, prompts=0, coverage=evidence.coverage)
         steady = tuple(_gates(profile, routing.steady, enough, noise_floor))
         if Outcome.worst(gate.outcome for gate in steady) is Outcome.PASS:
             return Judgement(profile=profile_name, outcome=Outcome.PASS, gates=steady, routing_excused=True)
     return Judgement(profile=profile_name, outcome=outcome, gates=gates, routing_excused=False)
 
 
-def _may_excuse(policy: Policy, summary: Summary, routing: RoutingSummary) -> bool:
+def _may_excuse(policy: Policy, evidence: Evidence, summary: Summary, routing: RoutingSummary) -> bool:
     steady = routing.steady
     if not steady.positions or steady.positions < policy.routing.least_positions or summary.nan or summary.infinite:
         return False
     margins = routing.first_margins
     if margins is not None and not margins.median <= policy.routing.fragile_margin:
         return False  # the scores were not close
+    if summary.positions < evidence.positions or summary.prompts < evidence.prompts:
+        return False
     return routing.others.positions <= policy.routing.largest_share * summary.positions
 
 

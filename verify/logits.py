@@ -307,7 +307,7 @@ def _verdict(runtime: Runtime, subject: Subject, parts: dict[str, Comparison]) -
     right = (
         "the file holds the reference's numbers" if subject.is_exact else "the file loses what its encodings may"
     )
-    if departures is not None and departures.outcome is not Outcome.PASS:
+    if departures is not None and (departures.outcome is not Outcome.PASS or departures.routing_excused):
         names = " and ".join(departure.name for departure in runtime.departures)
         reason = (
             f"{right} and {runtime.name} computes it rightly but for its own {names}, which alone makes "

@@ -60,6 +60,11 @@ class LogitsOptions:
     noise_floor: bool = False
     """Measure the noise floor even if nothing depends on it."""
 
+    def __post_init__(self) -> None:
+        for name in self.runtimes:
+            if name not in RUNTIMES:
+                raise OptionError("no such runtime", found=name, expected=" or ".join(RUNTIMES))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactResult:
@@ -349,7 +354,9 @@ def _compared(reference: Checkpoint, path: Path, options: VerifyOptions, progres
 def _searched(reference: Checkpoint, item: _Examined, prompts: PromptSet, say: Say) -> _Examined:
     """Return what is known of an artifact after the search for what is wrong with it, if something is."""
     artifact = item.artifact
-    if artifact is None or artifact.problems or item.verdict.outcome is not Outcome.FAIL:
+    if artifact is None or item.verdict.outcome is not Outcome.FAIL:
+        return item
+    if not _can_be_run_beside(reference, artifact):
         return item
     from gptoss_convert.verify.bisect import bisect, have_same_stages  # imports torch
 
@@ -358,6 +365,15 @@ def _searched(reference: Checkpoint, item: _Examined, prompts: PromptSet, say: S
         return item
     say(f"searching {artifact.path} for the first stage that departs")
     return replace(item, bisection=bisect(reference, artifact, prompts))
+
+
+def _can_be_run_beside(reference: Checkpoint, artifact: Checkpoint) -> bool:
+    """Return whether what the two compute can be compared: sound files, the same tensors, as many experts."""
+    expected, found = (
+        {name: tensor.shape for name, tensor in side.tensors.items()} for side in (reference, artifact)
+    )
+    chosen = [side.config.num_experts_per_tok for side in (reference, artifact)]
+    return not artifact.problems and expected == found and chosen[0] == chosen[1]
 
 
 def _profile(reference: Checkpoint, artifact: Checkpoint) -> str:
@@ -401,7 +417,9 @@ class _Examination:
     def examined(self, item: _Examined) -> _Examined:
         """Return what is known of an artifact after it was run, if it is worth it."""
         artifact = item.artifact
-        if artifact is None or artifact.problems or (item.weights is not None and not item.passed):
+        if artifact is None or (item.weights is not None and not item.passed):
+            return item
+        if not _can_be_run_beside(self._reference, artifact):
             return item
         runtimes = _chosen_runtimes(self._options.runtimes, artifact.path, artifact.format)
         is_foreign = any(runtime.name != REFERENCE and runtime.is_installed for runtime in runtimes)
