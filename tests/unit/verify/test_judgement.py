@@ -179,9 +179,9 @@ def test_one_change_disproves_all() -> None:
     assert judged(summary(same=0.999), profile).outcome is Outcome.FAIL
 
 
-def test_where_every_position_is_a_near_tie_no_clear_share_is_judged() -> None:
+def test_where_every_position_is_a_near_tie_nothing_is_proved() -> None:
     judgement = judged(summary(near_ties=1000, clear=None))
-    assert judgement.outcome is Outcome.PASS
+    assert judgement.outcome is Outcome.INCONCLUSIVE
     assert "share of same top-1 outside near ties" not in [item.figure for item in judgement.gates]
 
 
@@ -234,16 +234,12 @@ def test_recording_of_the_likeliest_tokens_has_to_cover_most_of_the_probability(
     assert judged(summary(coverage=coverage, bounded=bounded)).outcome is outcome
 
 
-@pytest.mark.parametrize(
-    ("floor", "mean_limit", "median_limit"), [(None, 0.01, 0.005), (0.001, 0.01, 0.005), (0.1, 0.3, 0.3)]
-)
-def test_mean_and_median_may_be_some_times_the_noise_floor(
-    floor: float | None, mean_limit: float, median_limit: float
-) -> None:
+@pytest.mark.parametrize(("floor", "mean_limit"), [(None, 0.01), (0.001, 0.01), (0.01, 0.03)])
+def test_mean_alone_may_be_some_times_the_noise_floor(floor: float | None, mean_limit: float) -> None:
     noisy = msgspec.structs.replace(LIMITS, noise_factor=3.0)
     judgement = judged(summary(), noisy, noise_floor=floor)
     limits = gate(judgement, "mean KL").limit, gate(judgement, "median KL").limit
-    assert limits == pytest.approx((mean_limit, median_limit))
+    assert limits == pytest.approx((mean_limit, 0.005))
     assert gate(judgement, "99.9th percentile of KL").limit == 1.0
 
 

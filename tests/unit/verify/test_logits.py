@@ -201,9 +201,11 @@ def test_known_departure_passes_and_is_named(bench: Bench) -> None:
 def test_departure_that_only_turns_routing_is_named_too(bench: Bench) -> None:
     turned = np.arange(POSITIONS) % 10 == 0
     model = bench.reference.path
-    error, routes = turned[:, None] * ERROR, ROUTES.copy()
+    error, routes, margins = turned[:, None] * ERROR, ROUTES.copy(), MARGINS.copy()
     routes[turned] += 4
+    margins[turned] = 0.001
     bench.put_all(departures=error)
+    bench.put("reference", model, margins=margins)
     bench.put("reference", model, error, imitates="llama.cpp", routing=routes)
     bench.put_noise(NEAR * OTHER_ERROR)
     result = bench.examine()
@@ -338,7 +340,7 @@ def test_runtime_that_computes_nan_fails(bench: Bench) -> None:
 def test_noise_floor_is_measured_where_a_limit_does_not_hold_and_may_turn_it(bench: Bench) -> None:
     bench.put_all(runtime=0.15 * ERROR)
     profile = msgspec.structs.replace(
-        bench.policy.profiles["exact-in-runtime"], same_top1=0.5, same_top1_clear=None
+        bench.policy.profiles["exact-in-runtime"], median_kl=None, same_top1=0.5, same_top1_clear=None
     )
     bench.policy = msgspec.structs.replace(
         bench.policy, profiles={**bench.policy.profiles, "exact-in-runtime": profile}

@@ -25,7 +25,7 @@ from gptoss_convert.verify.verification import (
     ArtifactResult,
     LogitsOptions,
     VerifyOptions,
-    verify,
+    verify_artifacts,
     verify_written,
 )
 from tests.support.checkpoints import Shape, write_huggingface
@@ -85,7 +85,7 @@ def only(result: verification.Verification) -> ArtifactResult:
 
 
 def test_structure_and_weights_alone(reference: Checkpoint, sound: Path, faulty: Path, tmp_path: Path) -> None:
-    result = verify(reference, [sound, faulty, tmp_path / "nothing.gguf"], VerifyOptions())
+    result = verify_artifacts(reference, [sound, faulty, tmp_path / "nothing.gguf"], VerifyOptions())
     assert [item.verdict.outcome for item in result.artifacts] == [Outcome.PASS, Outcome.FAIL, Outcome.FAIL]
     assert [item.verdict.cause for item in result.artifacts] == [None, Cause.FILE, Cause.FILE]
     assert result.outcome is Outcome.FAIL
@@ -105,7 +105,7 @@ def test_sound_artifact_is_run(
     wanted = options(policy)
     assert wanted.logits is not None
     wanted = replace(wanted, logits=replace(wanted.logits, work=tmp_path))
-    artifact = only(verify(reference, [sound], wanted, say=said.append))
+    artifact = only(verify_artifacts(reference, [sound], wanted, say=said.append))
     assert (artifact.verdict.outcome, artifact.verdict.cause) == (Outcome.PASS, None)
     (logits,) = artifact.logits
     part = logits.comparison(FILE)
@@ -117,7 +117,7 @@ def test_sound_artifact_is_run(
 
 def test_artifact_that_failed_already_is_not_run(reference: Checkpoint, faulty: Path, policy: Policy) -> None:
     said: list[str] = []
-    artifact = only(verify(reference, [faulty], options(policy), say=said.append))
+    artifact = only(verify_artifacts(reference, [faulty], options(policy), say=said.append))
     assert artifact.verdict.outcome is Outcome.FAIL
     assert artifact.logits == ()
     assert said == []
@@ -127,7 +127,7 @@ def test_without_weights_a_faulty_artifact_is_run_and_searched(
     reference: Checkpoint, faulty: Path, sound: Path, policy: Policy
 ) -> None:
     wanted = options(policy, weights=False, bisection=PROMPTS)
-    first, second = verify(reference, [faulty, sound], wanted).artifacts
+    first, second = verify_artifacts(reference, [faulty, sound], wanted).artifacts
     assert (first.verdict.outcome, first.verdict.cause) == (Outcome.FAIL, Cause.FILE)
     assert first.weights is None
     assert first.bisection is not None
@@ -141,7 +141,7 @@ def test_model_of_another_shape_fails_and_leaves_the_others_alone(
     reference: Checkpoint, other_shape: Path, sound: Path, policy: Policy
 ) -> None:
     wanted = options(policy, weights=False, bisection=PROMPTS)
-    other, good = verify(reference, [other_shape, sound], wanted).artifacts
+    other, good = verify_artifacts(reference, [other_shape, sound], wanted).artifacts
     assert (other.verdict.outcome, other.verdict.cause) == (Outcome.FAIL, Cause.FILE)
     assert (other.logits, other.bisection) == ((), None)
     assert good.verdict.outcome is Outcome.PASS
@@ -157,7 +157,7 @@ def test_other_number_of_chosen_experts_fails_without_a_run(
     assert config["num_experts_per_tok"] == 4
     path.write_text(json.dumps(config | {"num_experts_per_tok": 2, "experts_per_token": 2}))
     wanted = options(policy, weights=False, bisection=PROMPTS)
-    artifact = only(verify(reference, [tmp_path / "model"], wanted))
+    artifact = only(verify_artifacts(reference, [tmp_path / "model"], wanted))
     assert artifact.verdict.outcome is Outcome.FAIL
     assert "config.num_experts_per_tok is 2, not 4" in artifact.verdict.reason
     assert artifact.logits == ()
@@ -174,15 +174,17 @@ def test_profile_is_that_of_the_coarsest_encoding_that_rounds(
         to_gguf(folder, tmp_path / "eight.gguf", dense="q8_0"),
         plan.output,
     ]
-    profiles = [item.profile for item in verify(reference, paths, VerifyOptions()).artifacts]
+    profiles = [item.profile for item in verify_artifacts(reference, paths, VerifyOptions()).artifacts]
     assert profiles == ["exact", "lossy-8bit", "exact"]
-    assert only(verify(open_checkpoint(plan.output), [coarse], VerifyOptions())).profile == "lossy-4bit"
+    assert only(verify_artifacts(open_checkpoint(plan.output), [coarse], VerifyOptions())).profile == "lossy-4bit"
 
 
 def test_lossy_artifact_is_held_against_the_limits_of_its_encodings(
     reference: Checkpoint, folder: Path, policy: Policy, tmp_path: Path
 ) -> None:
-    artifact = only(verify(reference, [to_gguf(folder, tmp_path / "x.gguf", dense="q8_0")], options(policy)))
+    artifact = only(
+        verify_artifacts(reference, [to_gguf(folder, tmp_path / "x.gguf", dense="q8_0")], options(policy))
+    )
     part = artifact.logits[0].comparison(FILE)
     assert part is not None
     assert part.judgement is not None
@@ -197,7 +199,7 @@ def test_missing_runtime_is_inconclusive_and_says_how_to_install_it(
     absent = replace(RUNTIMES["llama.cpp"], needs=(("no_such_module",),))
     monkeypatch.setitem(RUNTIMES, "llama.cpp", absent)
     wanted = VerifyOptions(logits=LogitsOptions(prompts=PROMPTS), policy=policy)
-    result = verify(reference, [sound], wanted)
+    result = verify_artifacts(reference, [sound], wanted)
     artifact = only(result)
     assert (result.outcome, artifact.verdict.cause) == (Outcome.INCONCLUSIVE, Cause.EVIDENCE)
     assert absent.install in artifact.verdict.reason
@@ -213,7 +215,7 @@ def test_given_baseline_takes_the_place_of_the_one_that_would_be_made(
     monkeypatch.setitem(RUNTIMES, "foreign", foreign)
     monkeypatch.setattr(verification, "make_baseline", lambda *given: pytest.fail("made one"))
     logits = LogitsOptions(prompts=PROMPTS, runtimes=("foreign",), baselines=(sound,), threads=1)
-    artifact = only(verify(reference, [sound], VerifyOptions(logits=logits, policy=policy)))
+    artifact = only(verify_artifacts(reference, [sound], VerifyOptions(logits=logits, policy=policy)))
     part = artifact.logits[0].comparison(RUNTIME)
     assert part is not None
     assert part.mean_kl == 0
@@ -228,7 +230,7 @@ def test_unknown_runtime_is_refused_before_anything_is_compared() -> None:
 def test_runtime_that_does_not_load_the_format_is_refused(reference: Checkpoint, sound: Path) -> None:
     logits = LogitsOptions(prompts=PROMPTS, runtimes=("transformers",))
     with pytest.raises(OptionError, match=r"found transformers, expected reference or llama.cpp"):
-        verify(reference, [sound], VerifyOptions(logits=logits))
+        verify_artifacts(reference, [sound], VerifyOptions(logits=logits))
 
 
 def test_there_has_to_be_something_to_verify() -> None:
@@ -240,7 +242,7 @@ def test_unsound_reference_cannot_judge(sound: Path, tmp_path: Path) -> None:
     path = Path(shutil.copyfile(sound, tmp_path / "model.gguf"))
     FAULTS["sinks missing"].plant(path)
     with pytest.raises(InputError):
-        verify(open_checkpoint(path), [sound], VerifyOptions())
+        verify_artifacts(open_checkpoint(path), [sound], VerifyOptions())
 
 
 def test_written_file_is_compared(reference: Checkpoint, sound: Path, faulty: Path) -> None:
@@ -250,7 +252,7 @@ def test_written_file_is_compared(reference: Checkpoint, sound: Path, faulty: Pa
 
 
 def test_changes_of_the_policy_are_told(reference: Checkpoint, sound: Path, policy: Policy) -> None:
-    document = verify(reference, [sound], VerifyOptions(policy=policy)).as_dict()
+    document = verify_artifacts(reference, [sound], VerifyOptions(policy=policy)).as_dict()
     assert document["policy"]["changes"] == [
         {"name": "evidence.positions", "value": 40, "default": 2000},
         {"name": "evidence.prompts", "value": 3, "default": 32},
