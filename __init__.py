@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gptoss_convert.errors import GptossConvertError
     from gptoss_convert.formats import open_checkpoint
     from gptoss_convert.formats.peft import open_adapter
+    from gptoss_convert.verify.prompts import load_prompts
+    from gptoss_convert.verify.verification import LogitsOptions, Verification, VerifyOptions, verify_artifacts
 
 __version__ = "0.1.0"
 
@@ -24,19 +26,24 @@ _PUBLIC = {
     "Checkpoint": "checkpoint",
     "GgufOptions": "converters.to_gguf",
     "GptossConvertError": "errors",
+    "LogitsOptions": "verify.verification",
     "ModelConfig": "checkpoint",
     "Mxfp4Options": "converters.to_mxfp4",
     "Plan": "converters.plan",
     "Report": "converters.execute",
     "Resources": "converters.execute",
     "Tensor": "checkpoint",
+    "Verification": "verify.verification",
+    "VerifyOptions": "verify.verification",
     "execute": "converters.execute",
     "hash_checkpoint": "canonical_hash",
+    "load_prompts": "verify.prompts",
     "open_adapter": "formats.peft",
     "open_checkpoint": "formats",
     "plan_bf16": "converters.to_bf16",
     "plan_gguf": "converters.to_gguf",
     "plan_mxfp4": "converters.to_mxfp4",
+    "verify_artifacts": "verify.verification",
     "with_adapter": "converters.adapter",
 }
 
@@ -45,19 +52,24 @@ __all__ = [
     "Checkpoint",
     "GgufOptions",
     "GptossConvertError",
+    "LogitsOptions",
     "ModelConfig",
     "Mxfp4Options",
     "Plan",
     "Report",
     "Resources",
     "Tensor",
+    "Verification",
+    "VerifyOptions",
     "execute",
     "hash_checkpoint",
+    "load_prompts",
     "open_adapter",
     "open_checkpoint",
     "plan_bf16",
     "plan_gguf",
     "plan_mxfp4",
+    "verify_artifacts",
     "with_adapter",
 ]
 

@@ -413,8 +413,7 @@ def verify(
     from gptoss_convert.verify.judgement import Outcome
     from gptoss_convert.verify.policy import read_policy
     from gptoss_convert.verify.prompts import PRESETS, load_prompts
-    from gptoss_convert.verify.verification import LogitsOptions, VerifyOptions
-    from gptoss_convert.verify.verification import verify as run_verification
+    from gptoss_convert.verify.verification import LogitsOptions, VerifyOptions, verify_artifacts
 
     if only_weights and only_logits:
         raise OptionError("--weights and --logits exclude each other; without them, both are compared")
@@ -445,7 +444,7 @@ def verify(
     total = 0 if only_logits else len(artifacts) * sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     with console.progress_bar(total, shown=wanted and not only_logits) as progress:
         say = console.say if wanted else lambda line: None
-        result = run_verification(checkpoint, artifacts, verify_options, progress=progress, say=say)
+        result = verify_artifacts(checkpoint, artifacts, verify_options, progress=progress, say=say)
     if options["as_json"]:
         console.print_json(result.as_dict())
     elif not options["quiet"]:
@@ -466,32 +465,40 @@ def verify(
 def demo(output: Path | None, *, as_json: bool, quiet: bool) -> None:
     """Tell the whole story on a built-in tiny model.
 
-    Converts a trained gpt-oss of 7.8 MB to GGUF, inspects the file, and compares every tensor with the source.
+    Converts a trained gpt-oss of 7.8 MB to GGUF, inspects the file, and verifies it: every tensor, and, if the
+    extra `verify` is installed, what llama.cpp makes of some prompts.
     """
     from tempfile import TemporaryDirectory
 
-    from gptoss_convert.demo import run_demo
+    from gptoss_convert.console_verification import print_verification
+    from gptoss_convert.demo import run_demo, runs_models
+    from gptoss_convert.verify.judgement import Outcome
 
+    say = (
+        console.say if console.progress_is_wanted(quiet=quiet or as_json, no_progress=False) else lambda line: None
+    )
     if output is not None:
-        result = run_demo(output)
+        result = run_demo(output, say)
     else:
         with TemporaryDirectory() as folder:
-            result = run_demo(Path(folder))
+            result = run_demo(Path(folder), say)
     if as_json:
         console.print_json(
             {
                 "source": result.source.as_dict(),
                 "artifact": result.artifact.as_dict(),
                 "plan": result.plan.as_dict(),
-                "comparisons": [item.as_dict() for item in result.comparisons],
+                "verification": result.verification.as_dict(),
             }
         )
     elif not quiet:
         console.print_inspection(result.source)
         console.print_plan(result.plan, every_tensor=False)
         console.print_inspection(result.artifact)
-        console.print_comparisons(result.comparisons)
-    if not all(item.passed for item in result.comparisons):
+        print_verification(result.verification)
+        if not runs_models():
+            console.say("no model was run; that takes: pip install 'gptoss-convert[verify]'")
+    if result.verification.outcome is not Outcome.PASS:
         sys.exit(CHECK_FAILED)
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from gptoss_convert.converters.execute import Progress, Report, TensorReport
     from gptoss_convert.converters.plan import Plan
     from gptoss_convert.inspection import Inspection
-    from gptoss_convert.verify.weights import TensorComparison
 
 SECONDS_BETWEEN_LINES = 10.0
 """Without a terminal, progress is a line at most so often."""
@@ -296,28 +295,6 @@ def print_inspection(inspection: Inspection) -> None:
         console.print(f"problem: {problem}", style="red")
     if not inspection.problems:
         console.print("no problems found", style="green")
-
-
-def print_comparisons(comparisons: Sequence[TensorComparison]) -> None:
-    """Print how an artifact compares with its source, a row per kind of tensor and result."""
-    table = make_table(
-        "Weights against the source", ("from", "left"), ("to", "left"), ("promised", "left"), ("found", "left"),
-        ("tensors", "right"), ("values", "right"), ("different", "right"), ("largest error", "right"), ("", "left"),
-    )  # fmt: skip
-    groups: dict[tuple[str, str, str, str], list[TensorComparison]] = {}
-    for item in comparisons:
-        key = (item.reference, item.artifact, str(item.expected), str(item.found))
-        groups.setdefault(key, []).append(item)
-    for key, items in groups.items():
-        table.add_row(
-            *key,
-            str(len(items)),
-            human_count(sum(item.values for item in items)),
-            str(sum(item.different for item in items)),
-            f"{max(item.largest_error for item in items):.3g}",
-            "ok" if all(item.passed for item in items) else "FAILED",
-        )
-    make_console().print(table)
 
 
 @contextmanager

@@ -80,6 +80,7 @@ def _print_logits(console: Console, result: LogitsResult) -> None:
         ("top-1", "right"), ("clear top-1", "right"), ("top-10", "right"), ("RMS dp", "right"), ("PPL", "right"),
         ("experts", "right"), ("limits", "left"),
     )  # fmt: skip
+    table.columns[1].no_wrap = True  # an interval is read in one piece; where space is short, words go to new lines
     for comparison in result.comparisons:
         table.add_row(*map(printable, _row(comparison, result.runtime)))
     console.print(table)

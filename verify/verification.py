@@ -160,7 +160,7 @@ class VerifyOptions:
             raise OptionError("there is nothing to verify", expected="weights, logits or both")
 
 
-def verify(
+def verify_artifacts(
     reference: Checkpoint,
     artifacts: Sequence[Path],
     options: VerifyOptions,
@@ -271,13 +271,15 @@ class _Examined:
         return Verdict.of_all(list(self._verdicts()))
 
     def _verdicts(self) -> Iterator[Verdict]:
-        for result in self.logits:
-            yield result.verdict
-        for checked in (self.structure, self.weights):
-            if checked is not None and not checked.passed:
-                yield Verdict(outcome=Outcome.FAIL, cause=Cause.FILE, reason=checked.reason)
-            elif checked is not None and not self.logits:
-                yield Verdict(outcome=Outcome.PASS, cause=None, reason=checked.reason)
+        for logits in self.logits:
+            yield logits.verdict
+        checked = [result for result in (self.structure, self.weights) if result is not None]
+        for result in checked:
+            if not result.passed:
+                yield Verdict(outcome=Outcome.FAIL, cause=Cause.FILE, reason=result.reason)
+        if self.passed and not self.logits:
+            reason = "; ".join(result.reason for result in reversed(checked))
+            yield Verdict(outcome=Outcome.PASS, cause=None, reason=reason)
 
 
 def _compared(reference: Checkpoint, path: Path, options: VerifyOptions, progress: Progress) -> _Examined:
