@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import Run, run, prepare_machine
+from benchmarks.measure import Run, prepare_machine, run
 from tests.support.checkpoints import REAL_20B, write_huggingface
 
 _KEPT = 16
