@@ -20,6 +20,7 @@ HOSTILE = "a\x1b[31mred\r\n[bold]b[/bold]\u202ec"
 ESCAPED = r"a\x1b[31mred\r\n[bold]b[/bold]\u202ec"
 ESCAPE = "\x1b"
 BAR = re.compile("[━╸╺]")
+VERIFY = ["verify", "SRC", "SRC", "--weights"]
 
 
 # Quiet
@@ -30,7 +31,7 @@ BAR = re.compile("[━╸╺]")
     [
         ["inspect", "SRC"],
         ["to-gguf", "SRC", "-o", "OUT"],
-        ["demo"],
+        VERIFY,
         pytest.param(
             ["to-gguf", "SRC", "-o", "OUT", "--dry-run"],
         ),
@@ -143,7 +144,7 @@ def test_the_bar_stays_off_standard_output(samples: Samples, tmp_path: Path) -> 
 # Colour
 
 
-@pytest.mark.parametrize("arguments", [["inspect", "SRC"], ["to-gguf", "SRC", "-o", "OUT", "--dry-run"], ["demo"]])
+@pytest.mark.parametrize("arguments", [["inspect", "SRC"], ["to-gguf", "SRC", "-o", "OUT", "--dry-run"], VERIFY])
 def test_no_escape_sequences_without_a_terminal(arguments: list[str], samples: Samples, tmp_path: Path) -> None:
     places = {"SRC": samples.path("huggingface"), "OUT": tmp_path / "x.gguf"}
     outcome = run_process(*(str(places.get(argument, argument)) for argument in arguments))
@@ -234,7 +235,7 @@ def test_nothing_foreign_reaches_standard_error(card: str, samples: Samples, tmp
 # Pipes and encodings
 
 
-STREAMED = [["--help"], ["inspect", "SRC"], ["inspect", "SRC", "--json"], ["to-gguf", "SRC", "-o", "OUT"], ["demo"]]
+STREAMED = [["--help"], ["inspect", "SRC"], ["inspect", "SRC", "--json"], ["to-gguf", "SRC", "-o", "OUT"], VERIFY]
 """Commands that print a lot."""
 
 
