@@ -125,7 +125,10 @@ def _may_excuse(policy: Policy, evidence: Evidence, summary: Summary, routing: R
         return False  # the scores were not close
     if summary.positions < evidence.positions or summary.prompts < evidence.prompts:
         return False
-    return routing.others.positions <= policy.routing.largest_share * summary.positions
+    others = routing.others
+    if others.divergence is not None and others.divergence.mean.mean > policy.routing.largest_kl:
+        return False
+    return others.positions <= policy.routing.largest_share * summary.positions
 
 
 def _gates(profile: Profile, summary: Summary, evidence: Evidence, noise_floor: float | None) -> Iterator[Gate]:
@@ -138,7 +141,7 @@ def _gates(profile: Profile, summary: Summary, evidence: Evidence, noise_floor: 
     if summary.bounded and summary.coverage is not None:
         yield _at_least("coverage", summary.coverage, evidence.coverage, short=Outcome.INCONCLUSIVE)
     divergence = summary.divergence
-    allowance = profile.noise_factor * (noise_floor or 0.0)
+    allowance = min(profile.noise_factor * (noise_floor or 0.0), profile.largest_mean_kl)
     yield _mean("mean KL", divergence.mean, max(profile.mean_kl, allowance))
     if profile.median_kl is not None:
         yield _at_most("median KL", divergence.median, profile.median_kl)

@@ -31,6 +31,7 @@ REFERENCE = "reference"
 """Name of the runtime that is our own."""
 EXACT = "exact"
 IN_RUNTIME = "exact-in-runtime"
+IN_ALL = "in-all"
 """Names of limits."""
 
 
@@ -140,7 +141,7 @@ class Examiner:
         """
         model, artifact = subject.reference.path, subject.artifact.path
         exact = _completed(self.runs.reference(model))
-        yield _Part(TOTAL, "reference", exact, f"artifact in {runtime.name}", run, None)
+        yield _Part(TOTAL, "reference", exact, f"artifact in {runtime.name}", run, IN_ALL)
         if not subject.is_exact or runtime.name == REFERENCE:
             held = _completed(self.runs.reference(artifact))
             yield _Part(FILE, "reference", exact, "artifact, computed exactly", held, subject.profile)
@@ -291,11 +292,12 @@ def _verdict(runtime: Runtime, subject: Subject, parts: dict[str, Comparison]) -
     """Say who is to blame: the file before the runtime, failures before doubts, and doubts before passes."""
     held = {name: item.judgement for name, item in parts.items() if item.judgement is not None}
     departures = held.pop(DEPARTURES, None)
-    blame = {FILE: Cause.FILE, RUNTIME: Cause.RUNTIME, CONVERSION: Cause.RUNTIME}
+    blame = {FILE: Cause.FILE, RUNTIME: Cause.RUNTIME, CONVERSION: Cause.RUNTIME, TOTAL: Cause.RUNTIME}
     told = {
         FILE: "the numbers in the file already depart, computed exactly",
         RUNTIME: f"{runtime.name} computes something else than the file says",
         CONVERSION: f"{runtime.name} computes something else than with the most exact file",
+        TOTAL: f"what {runtime.name} makes of the file is too far from the reference, all together",
     }
     for name in blame:
         if name in held and held[name].outcome is Outcome.FAIL:
@@ -314,7 +316,7 @@ def _verdict(runtime: Runtime, subject: Subject, parts: dict[str, Comparison]) -
             f"mean KL {parts[DEPARTURES].mean_kl or 0.0:.2g} (total {parts[TOTAL].mean_kl or 0.0:.2g})"
         )
         return Verdict(outcome=Outcome.PASS, cause=Cause.RUNTIME, reason=reason)
-    excused = [name for name, judgement in held.items() if judgement.routing_excused]
+    excused = [name for name, judgement in held.items() if judgement.routing_excused and name != TOTAL]
     if excused:
         routing = parts[excused[0]].routing
         share = 0.0 if routing is None or routing.steady_share is None else 1 - routing.steady_share
@@ -331,6 +333,7 @@ _WHAT = {
     FILE: "the file",
     RUNTIME: "the runtime",
     CONVERSION: "the conversion within the runtime",
+    TOTAL: "what all makes together",
 }
 
 

@@ -50,6 +50,8 @@ class RoutingPolicy(_Section, frozen=True):
     """Difference of router logits below which a choice is fragile."""
     largest_share: Share
     least_positions: Count
+    largest_kl: Nats
+    """Mean KL up to which the positions with other routing are excused."""
 
 
 class Profile(_Section, frozen=True, omit_defaults=True):
@@ -62,7 +64,8 @@ class Profile(_Section, frozen=True, omit_defaults=True):
     same_top1_clear: Share | None = None
     """Same likeliest token where it is no near tie."""
     noise_factor: _Finite = 0.0
-    """The mean may be this many times the noise floor."""
+    """The mean may be this many times the noise floor, but no more than `largest_mean_kl`."""
+    largest_mean_kl: Nats = 0.0
 
 
 class _EvidenceByPreset(Evidence, frozen=True):
@@ -102,7 +105,7 @@ class Change(_Section, frozen=True):
     default: float | None
 
 
-PROFILES = ("exact", "exact-in-runtime", "lossy-8bit", "lossy-4bit")
+PROFILES = ("exact", "exact-in-runtime", "lossy-8bit", "lossy-4bit", "in-all")
 """Every policy has these."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,9 +47,14 @@ class Runs:
             self.say(f"running {path} in {runtime.name}{manner}: {self.prompts.positions} positions")
             self._require_space()
             ids = [prompt.ids for prompt in self.prompts.prompts]
-            folder = self.folder / str(len(self.made))
+            folder = Path(tempfile.mkdtemp(dir=self.folder, prefix="run-"))
             self.made[key] = run_in_child(runtime, path, ids, folder, settings, self.timeout)
         return self.made[key]
+
+    def forget(self, path: Path) -> None:
+        """Remove what runs of the model at `path` left; it can no longer be compared."""
+        for key in [key for key in self.made if key[1] == path.absolute()]:
+            shutil.rmtree(self.made.pop(key).folder, ignore_errors=True)
 
     def reference(self, path: Path, *, dtype: str = "float32", imitates: str | None = None) -> Run:
         """Return the run of the model at `path` in our own arithmetic, as `of` does."""

@@ -431,6 +431,8 @@ class _Examination:
             baseline=self._baseline(artifact.format) if is_foreign else None,
         )
         results = [self._examiner.examine(subject, runtime) for runtime in runtimes]
+        if artifact.path.absolute() != self._reference.path.absolute():
+            self._examiner.runs.forget(artifact.path)
         return replace(item, logits=tuple(results))
 
     def _baseline(self, format_name: str) -> Path | None:

@@ -21,13 +21,17 @@ from gptoss_convert.verify.policy import (
 LIMITS = Profile(mean_kl=0.01, median_kl=0.005, p999_kl=1.0, same_top1=0.9, same_top1_clear=0.95)
 
 
-def policy(profile: Profile = LIMITS, *, largest_share: float = 0.5, least_positions: int = 100) -> Policy:
+def policy(
+    profile: Profile = LIMITS, *, largest_share: float = 0.5, least_positions: int = 100, largest_kl: float = 1.0
+) -> Policy:
     quick = Evidence(positions=200, prompts=4, coverage=0.9)
     return Policy(
         version=1,
         evidence=_EvidenceByPreset(positions=1000, prompts=16, coverage=0.95, quick=quick),
         near_ties=NearTies(margin=0.1),
-        routing=RoutingPolicy(fragile_margin=0.01, largest_share=largest_share, least_positions=least_positions),
+        routing=RoutingPolicy(
+            fragile_margin=0.01, largest_share=largest_share, least_positions=least_positions, largest_kl=largest_kl
+        ),
         profiles={"limits": profile},
     )
 
@@ -234,9 +238,9 @@ def test_recording_of_the_likeliest_tokens_has_to_cover_most_of_the_probability(
     assert judged(summary(coverage=coverage, bounded=bounded)).outcome is outcome
 
 
-@pytest.mark.parametrize(("floor", "mean_limit"), [(None, 0.01), (0.001, 0.01), (0.01, 0.03)])
+@pytest.mark.parametrize(("floor", "mean_limit"), [(None, 0.01), (0.001, 0.01), (0.01, 0.03), (0.1, 0.05)])
 def test_mean_alone_may_be_some_times_the_noise_floor(floor: float | None, mean_limit: float) -> None:
-    noisy = msgspec.structs.replace(LIMITS, noise_factor=3.0)
+    noisy = msgspec.structs.replace(LIMITS, noise_factor=3.0, largest_mean_kl=0.05)
     judgement = judged(summary(), noisy, noise_floor=floor)
     limits = gate(judgement, "mean KL").limit, gate(judgement, "median KL").limit
     assert limits == pytest.approx((mean_limit, 0.005))

@@ -149,7 +149,7 @@ def test_templates_differ_in_more_than_line_breaks_and_spelling_of_names(model: 
     only = with_templates(default="a"), with_templates(default="a", rag="b")
     assert failures(*only) == {}
     assert left_out(*only) == {"chat_template.rag": "the reference does not state it"}
-    assert left_out(*reversed(only)) == {"chat_template.rag": "the artifact does not state it"}
+    assert set(failures(*reversed(only))) == {"chat_template.rag"}
 
 
 def test_what_a_tokenizer_does_not_mention_it_does_not_add(model: Checkpoint) -> None:
