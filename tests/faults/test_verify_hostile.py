@@ -66,7 +66,8 @@ def test_expert_that_is_never_chosen_is_not_excused_by_routing(tmp_path: Path) -
     artifact = changed(TINY, tmp_path, LAST_ROUTER_BIAS, 3, -1000.0)
     outcome, document = verify(TINY, artifact, "--logits", "--runtime", "reference")
     assert (outcome.exit_code, document["outcome"]) == (1, "fail")
-    (comparison,) = [item for item in document["artifacts"][0]["logits"][0]["comparisons"] if item["judgement"]]
+    comparisons = document["artifacts"][0]["logits"][0]["comparisons"]
+    comparison = next(item for item in comparisons if item["part"] == "file")
     assert comparison["judgement"]["routing_excused"] is False
     assert comparison["routing"]["steady"]["divergence"]["mean"]["mean"] < 1e-9
 
