@@ -1,6 +1,10 @@
 """Graphs for the processor compute what transformers does, by onnxruntime and onnxruntime-genai."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from numpy.typing import NDArray
 
 from gptoss_convert.checkpoint import SLIDING, ModelConfig
 from gptoss_convert.formats import open_checkpoint
-from gptoss_convert.formats.onnx.graph.cpu import build_cpu_graph, session_options
+from gptoss_convert.formats.onnx.graph.cpu import build_cpu_graph
 from gptoss_convert.formats.onnx.graph.options import GraphOptions
 from tests.peers import transformers_model
 from tests.support.checkpoints import write_huggingface
@@ -26,6 +30,7 @@ Cache = dict[str, Floats]
 
 EXACT = 1e-4
 """Largest distance of logits; float32 sums in another order make about 2e-5, among logits of about 16."""
+UNPACKED = {"session.disable_prepacking": "1"}
 LENGTH = 200
 """Of prompts, longer than the attention window."""
 RANDOM = Shape(layers=3, hidden=96, intermediate=160, experts=8, heads=6, kv_heads=2, vocab=640, sliding_window=24)
@@ -41,7 +46,7 @@ class Model:
         self.config: ModelConfig = open_checkpoint(checkpoint).config
         options = GraphOptions(experts=experts, activations="f32", windowed_cache=windowed_cache)
         self.windowed_cache = windowed_cache
-        self.session_options = session_options(options)
+        self.session_options = UNPACKED if experts == "int8" else {}
         self.folder = write_onnx(checkpoint, build_cpu_graph(self.config, options), folder)
         self.session = self.load(self.session_options)
 
@@ -85,14 +90,14 @@ class Model:
     def expected(self, ids: Any) -> Floats:
         """Logits [positions, vocabulary] by transformers in float32."""
         with torch.inference_mode():
-            logits: Floats = self.reference(input_ids=torch.tensor(np.asarray(ids)[None])).logits[0].numpy()
+            found = reference(self.checkpoint)(input_ids=torch.tensor(np.asarray(ids)[None]))
+        logits: Floats = found.logits[0].numpy()
         return logits
 
-    @property
-    def reference(self) -> Any:
-        if not hasattr(self, "_reference"):
-            self._reference = transformers_model.load(self.checkpoint, "float32")
-        return self._reference
+
+@cache
+def reference(checkpoint: Path) -> Any:
+    return transformers_model.load(checkpoint, "float32")
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +195,33 @@ def test_onnxruntime_genai_computes_the_same(trained: Model, windowed_cache: boo
         generator.append_tokens(ids[start:stop].astype(np.int32))
         found.append(np.array(generator.get_output("logits"))[0])
     assert_exact(np.concatenate(found), model.expected(ids))
+
+
+LOADS = """
+import onnxruntime, sys
+from gptoss_convert.verify.runners.memory import PeakMeter
+
+options = onnxruntime.SessionOptions()
+options.add_session_config_entry("session.disable_prepacking", sys.argv[2])
+with PeakMeter() as meter:
+    before = meter.peak().private
+    session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+    print(meter.peak().private - before)
+"""
+
+
+def test_weights_are_mapped_and_not_copied(tmp_path: Path) -> None:
+    shape = Shape(layers=1, hidden=512, intermediate=512, experts=48)
+    checkpoint = write_huggingface(tmp_path / "model", shape, edge_blocks=False)
+    config = replace(open_checkpoint(checkpoint).config, max_position_embeddings=256)
+    options = GraphOptions(experts="int8", activations="f32")
+    folder = write_onnx(checkpoint, build_cpu_graph(config, options), tmp_path / "onnx")
+    weights = (folder / "model.onnx.data").stat().st_size
+    assert weights > 40e6
+
+    def taken(disable_prepacking: str) -> int:
+        command = [sys.executable, "-P", "-c", LOADS, folder / "model.onnx", disable_prepacking]
+        return int(subprocess.run(command, check=True, capture_output=True).stdout)
+
+    assert taken("1") < weights / 4
+    assert taken("0") > weights / 2

@@ -2,8 +2,8 @@
 
 They are tables, not nodes: Direct3D asks sine and cosine of a shader to be right to 0.0008 up to 100 pi only, and
 gpt-oss has angles up to 131,072. The angle is the product of position and frequency rounded to float32, as in
-OpenAI's `RotaryEmbedding` and transformers' `_compute_yarn_parameters`, for that rounding is part of the model:
-at position 10,000 it is up to 5e-4. Powers, sines and cosines are the nearest float32 numbers; torch's are at times
+OpenAI's `RotaryEmbedding` and transformers' `_compute_yarn_parameters`, for that rounding is part of the model: at
+position 10,000 it is up to 5e-4. Powers, sines and cosines are the nearest float32 numbers; torch's are at times
 the next ones, so that two of the 32 frequencies of gpt-oss differ in the last bit.
 """
 

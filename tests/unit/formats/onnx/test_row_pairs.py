@@ -8,10 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptoss_convert.checkpoint import Tensor
+from gptoss_convert.converters.execute import Resources, run_task, tasks
+from gptoss_convert.converters.plan import Plan, Transfer
 from gptoss_convert.encodings.mxfp4 import MXFP4
 from gptoss_convert.formats.onnx.row_pairs import RowPairsStorage
 from gptoss_convert.formats.storage import SameBytes
-from tests.unit.formats.moves import Case, Memory, ranges, stored_in
+from tests.support.memory import InMemory
+from tests.unit.formats.moves import UNTOUCHED, Case, Memory, ranges, stored_in
 
 EXPERTS, ROWS, COLUMNS = 3, 6, 64
 
@@ -25,7 +29,9 @@ def case(folder: Path, experts: int = EXPERTS, rows: int = ROWS, columns: int = 
     codes = elements(experts, rows, columns)
     stored = codes.transpose(0, 2, 1)
     pairs = stored[..., 0::2] | stored[..., 1::2] << 4
-    scales = np.arange(experts * rows * columns // 32, dtype=np.uint8).reshape(experts * rows, columns // 32)
+    scales = (
+        (np.arange(experts * rows * columns // 32) % 253).astype(np.uint8).reshape(experts * rows, columns // 32)
+    )
     contents: dict[Path, bytes] = {}
     storage = RowPairsStorage(
         stored_in(folder / "codes", pairs.reshape(-1, rows // 2), contents),
@@ -97,3 +103,17 @@ def test_storage_is_a_value_that_lies_in_columns(tmp_path: Path) -> None:
     assert one.storage.files == tuple(one.contents)
     assert one.storage.read(0, 2 * ROWS)[0].flags.f_contiguous
     assert SameBytes.of(one.storage, one.storage) is None
+
+
+@pytest.mark.parametrize("memory", [10_000, 20_000, 1 << 30])
+def test_conversions_cut_matrices_between_pairs(tmp_path: Path, memory: int) -> None:
+    one, shape = case(tmp_path, 2, 102, 256), (2, 102, 256)
+    source = Tensor("experts", shape, MXFP4(), InMemory(one.chunk))
+    transfer = Transfer(source, Tensor("experts", shape, MXFP4(), one.storage))
+    plan = Plan(source=Path(), source_format="", inputs=(), format="", files=(), transfers=(transfer,))
+    cut = list(tasks(plan, Resources(jobs=1, memory=memory)))
+    assert (len(cut) > 2) == (memory < 1 << 20)
+    written = Memory({path: bytearray(UNTOUCHED * len(content)) for path, content in one.contents.items()})
+    for task in cut:
+        run_task(task, written)
+    assert written.files == one.contents
