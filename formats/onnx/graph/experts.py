@@ -12,7 +12,7 @@ import numpy as np
 
 from gptoss_convert.checkpoint import ModelConfig
 from gptoss_convert.formats.onnx.graph.builder import GraphWriter, WeightDeclarations
-from gptoss_convert.formats.onnx.graph.expert_matrices import ExpertMatrix, expert_matrix
+from gptoss_convert.formats.onnx.graph.expert_matrices import Declare, ExpertMatrix
 from gptoss_convert.formats.onnx.graph.precision import EXACT, Precision
 
 ALPHA = 1.702
@@ -74,7 +74,7 @@ def write_mixture(
     weights: WeightDeclarations,
     config: ModelConfig,
     precision: Precision,
-    kind: str,
+    declare: Declare,
     layer: int,
     value: str,
     tokens: Tokens,
@@ -91,9 +91,9 @@ def write_mixture(
     matrices = _Layer(
         config=config,
         precision=precision,
-        gate_up=expert_matrix(kind, weights, f"{prefix}gate_up_proj", (experts, 2 * inner, hidden), precision),
+        gate_up=declare(f"{prefix}gate_up_proj", (experts, 2 * inner, hidden)),
         gate_up_bias=weights.plain(f"{prefix}gate_up_proj_bias", EXACT, (experts, 2 * inner)),
-        down=expert_matrix(kind, weights, f"{prefix}down_proj", (experts, hidden, inner), precision),
+        down=declare(f"{prefix}down_proj", (experts, hidden, inner)),
         down_bias=weights.plain(f"{prefix}down_proj_bias", EXACT, (experts, hidden)),
     )
     narrow = precision.narrow(writer, value)

@@ -13,6 +13,7 @@ from gptoss_convert.errors import UnsupportedError
 from gptoss_convert.formats.onnx.graph.attention import write_attention, write_places
 from gptoss_convert.formats.onnx.graph.builder import GraphWriter, WeightDeclarations
 from gptoss_convert.formats.onnx.graph.dense import rms_norm
+from gptoss_convert.formats.onnx.graph.expert_matrices import declaration
 from gptoss_convert.formats.onnx.graph.experts import write_mixture, write_tokens
 from gptoss_convert.formats.onnx.graph.options import GraphOptions
 from gptoss_convert.formats.onnx.graph.precision import PRECISIONS, Precision
@@ -37,6 +38,7 @@ def build_standard_graph(config: ModelConfig, options: GraphOptions) -> Graph:
     with writer.within("places"):
         places = write_places(writer, config)
         tokens = write_tokens(writer)
+        declare = declaration(writer, weights, options.experts, precision)
 
     hidden = config.hidden_size
     embedding = weights.plain("model.embed_tokens.weight", precision.encoding, (config.vocab_size, hidden))
@@ -54,7 +56,7 @@ def build_standard_graph(config: ModelConfig, options: GraphOptions) -> Graph:
             state = writer.op("Add", state, value)
         with writer.within(f"layers.{layer}.experts"):
             value = normed(f"{prefix}post_attention_layernorm.weight", state)
-            value = write_mixture(writer, weights, config, precision, options.experts, layer, value, tokens)
+            value = write_mixture(writer, weights, config, precision, declare, layer, value, tokens)
             state = writer.op("Add", state, value)
 
     value = precision.narrow(writer, normed("model.norm.weight", state))
