@@ -18,7 +18,7 @@ from gptoss_convert.encodings import Chunk, Encoding, LossClass, convert, loss_c
 from gptoss_convert.encodings.bf16_to_f16 import HalfFigures, bf16_to_f16, half_figures
 from gptoss_convert.encodings.conversion import temporary_bytes
 from gptoss_convert.encodings.deviation import Deviation, deviation
-from gptoss_convert.encodings.int8_block import minus_zeros
+from gptoss_convert.encodings.int8_block import minus_zeros, mxfp4_scales
 from gptoss_convert.encodings.mxfp4_canonical import noncanonical_scales
 from gptoss_convert.encodings.mxfp4_quantiser import QuantisationFigures, ScaleRule, quantise
 from gptoss_convert.encodings.transpose import row_major
@@ -228,7 +228,7 @@ class QuantisingRecoding:
         """Return `chunk` quantised."""
         stop = start + len(chunk[0])
         base = None if self.base is None else self.base.read(start, stop)
-        named = base[1] if base is not None else None if self.named is None else self.named.read(start, stop)
+        named = base[1] if base is not None else self._named(source, start, stop, chunk)
         with source.named_errors():
             taken = source.encoding.name in _TAKEN_AS_THEY_ARE
             quantised = quantise(chunk[0] if taken else source.encoding.decode(chunk), self.rule, named)
@@ -238,6 +238,12 @@ class QuantisingRecoding:
             with self.base.named_errors():
                 left = _survival((self.base.encoding, base), (source.encoding, chunk), (target.encoding, result))
         return Recoded(result, Findings(quantisation=quantised.figures, survival=left))
+
+    def _named(self, source: Tensor, start: int, stop: int, chunk: Chunk) -> NDArray[np.uint8] | None:
+        """Return the scales that are named beside the source, or that its own blocks tell."""
+        if self.named is not None:
+            return self.named.read(start, stop)
+        return mxfp4_scales(chunk[1]) if source.encoding.name == "int8-block" else None
 
 
 _TAKEN_AS_THEY_ARE = ("bf16", "f32")

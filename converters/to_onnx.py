@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,6 +13,7 @@ from gptoss_convert.assets import CONFIG
 from gptoss_convert.checkpoint import Checkpoint, ModelConfig, Role, Tensor, inventory
 from gptoss_convert.converters.plan import Plan
 from gptoss_convert.converters.recoding import PLAIN, HalvingRecoding, Recoding, SignlessRecoding
+from gptoss_convert.converters.to_mxfp4 import quantising_recodings
 from gptoss_convert.converters.weight_folder import (
     carried_configuration,
     carry_over,
@@ -121,7 +122,7 @@ def plan_onnx(
         folder,
         lay_out_graph(graph, checkpoint.config, folder, max_shard_size=options.max_shard_size),
         format_name="onnx",
-        recoding=_recoding,
+        recoding=_recodings(checkpoint, graph_options),
         carried=carried,
         texts={CONFIG: config},
         notes=(
@@ -179,9 +180,18 @@ def _require_whole_blocks(checkpoint: Checkpoint, options: GraphOptions) -> None
             )
 
 
-def _recoding(source: Tensor, target: Tensor) -> Recoding:
-    ways: dict[tuple[str, str], Recoding] = {
-        ("bf16", "f16"): HalvingRecoding(),
-        ("mxfp4", "int8-block"): SignlessRecoding(),
-    }
-    return ways.get((source.encoding.name, target.encoding.name), PLAIN)
+def _recodings(checkpoint: Checkpoint, options: GraphOptions) -> Callable[[Tensor, Tensor], Recoding]:
+    """Return what tells how the numbers of a tensor get from source to target."""
+    quantised = quantising_recodings(checkpoint) if options.experts == "mxfp4" else {}
+
+    def recoding(source: Tensor, target: Tensor) -> Recoding:
+        by_encodings = _RECODINGS.get((source.encoding.name, target.encoding.name), PLAIN)
+        return quantised.get(source.name, by_encodings)
+
+    return recoding
+
+
+_RECODINGS: Mapping[tuple[str, str], Recoding] = {
+    ("bf16", "f16"): HalvingRecoding(),
+    ("mxfp4", "int8-block"): SignlessRecoding(),
+}

@@ -11,6 +11,7 @@ scale bytes below 104, and which ones there are is known only when all were read
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptoss_convert.encodings.base import (
     Array,
@@ -24,7 +25,14 @@ from gptoss_convert.encodings.base import (
 )
 from gptoss_convert.encodings.integer_scales import BLOCK, SIGNIFICANT_BITS, products, require_short, shortened
 from gptoss_convert.encodings.mxfp4 import MXFP4
-from gptoss_convert.encodings.mxfp4_format import CODE_VALUES, LARGEST_EXACT_SCALE, SCALE_BIAS, SCALE_NAN
+from gptoss_convert.encodings.mxfp4_format import (
+    CODE_VALUES,
+    LARGEST_EXACT_SCALE,
+    NOT_NAMED,
+    SCALE_BIAS,
+    SCALE_NAN,
+)
+from gptoss_convert.encodings.mxfp4_quantiser import quantise
 
 ZERO = 128
 """The byte that stands for 0."""
@@ -91,6 +99,7 @@ _PAIR_WORDS = _PAIRS.view(np.uint16)[:, 0]
 """The two bytes, of the low nibble first, for every packed byte of MXFP4."""
 _SCALES = np.ldexp(np.float32(1), _BYTE - SCALE_BIAS - 1).astype(np.float32)
 """By scale byte."""
+_ROWS_AT_ONCE = 64
 _MINUS_ZEROS = ((_BYTE & 15) == 8).astype(np.uint8) + ((_BYTE >> 4) == 8)
 
 
@@ -107,6 +116,31 @@ def mxfp4_to_int8(chunk: Chunk) -> Chunk:
     values = np.empty((codes.shape[0], 2 * codes.shape[1]), np.uint8)
     np.take(_PAIR_WORDS, codes, out=values.view(np.uint16), mode="wrap")
     return values, _SCALES[scales]
+
+
+def int8_to_mxfp4(chunk: Chunk) -> Chunk:
+    """Return a chunk of int8 blocks quantised to MXFP4; blocks that came from it get their codes and scales back.
+
+    Raises:
+        EncodingError: a product is beyond the largest float32 number.
+    """
+    values, scales = chunk
+    codes = np.empty((values.shape[0], values.shape[1] // 2), np.uint8)
+    found = np.empty(scales.shape, np.uint8)
+    for start in range(0, len(values), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        few = values[rows], scales[rows]
+        quantised = quantise(Int8Block().decode(few), named=mxfp4_scales(few[1]))
+        codes[rows], found[rows] = quantised.codes, quantised.scales
+    return codes, found
+
+
+def mxfp4_scales(scales: Float32) -> NDArray[np.uint8]:
+    """Return the MXFP4 scale byte that each block had if it came from MXFP4, `NOT_NAMED` where it did not."""
+    mantissas, exponents = np.frexp(scales)
+    exponents += SCALE_BIAS
+    came_from = (mantissas == 0.5) & (exponents >= 0) & (exponents <= LARGEST_EXACT_SCALE)
+    return np.where(came_from, exponents, NOT_NAMED).astype(np.uint8)
 
 
 def minus_zeros(codes: Array) -> int:

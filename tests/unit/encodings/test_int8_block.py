@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from gptoss_convert.encodings import ENCODINGS, Chunk, EncodingError, convert
-from gptoss_convert.encodings.int8_block import minus_zeros
+from gptoss_convert.encodings.int8_block import minus_zeros, mxfp4_scales
 
 INT8, MXFP4 = ENCODINGS["int8-block"], ENCODINGS["mxfp4"]
 
@@ -122,3 +122,30 @@ def test_no_rows_are_no_rows() -> None:
     empty = convert((np.empty((0, 32), np.uint8), np.empty((0, 2), np.uint8)), MXFP4, INT8)
     assert [part.shape for part in empty] == [(0, 64), (0, 2)]
     assert INT8.decode(empty).shape == (0, 64)
+
+
+# --- the way back
+
+
+@given(mxfp4_chunks())
+def test_blocks_that_came_from_mxfp4_get_their_codes_and_scales_back(chunk: Chunk) -> None:
+    codes, scales = convert(convert(chunk, MXFP4, INT8), INT8, MXFP4)
+    np.testing.assert_array_equal(scales, chunk[1])
+    expected = chunk[0].copy()
+    expected[expected & 0x0F == 0x08] &= 0xF0
+    expected[expected & 0xF0 == 0x80] &= 0x0F
+    np.testing.assert_array_equal(codes, expected)
+
+
+def test_other_blocks_are_quantised_as_their_numbers_are() -> None:
+    chunk = INT8.encode(np.random.default_rng(3).standard_normal((100, 64), np.float32))
+    for found, expected in zip(convert(chunk, INT8, MXFP4), MXFP4.encode(INT8.decode(chunk)), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("scale", "byte"),
+    [(2.0**-128, 0), (2.0**-1, 127), (2.0**124, 252), (2.0**125, 255), (2.0**-129, 255), (0.75, 255), (0.0, 255)],
+)
+def test_scale_bytes_are_those_of_powers_of_two(scale: float, byte: int) -> None:
+    assert mxfp4_scales(np.array([[scale]], np.float32)).tolist() == [[byte]]
