@@ -125,7 +125,7 @@ def test_padded_batch_is_that_of_transformers(
     np.testing.assert_allclose(found[1, padding:], expected(folder(case), short), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("experts", ["mxfp4", "f16"])
+@pytest.mark.parametrize("experts", ["mxfp4", "int8", "f16"])
 @pytest.mark.parametrize("case", ["trained", "ungrouped"])
 def test_half_precision_is_close(
     case: str, experts: str, folder: Callable[[str], Path], model: Callable[..., Model]
@@ -139,10 +139,14 @@ def test_half_precision_is_close(
         require_close(graph.logits(ids, CUTS[cuts])[clear], expected(folder(case), ids)[clear])
 
 
-def test_float16_experts_lose_nothing(folder: Callable[[str], Path], model: Callable[..., Model]) -> None:
+@pytest.mark.parametrize("experts", ["int8", "f16"])
+def test_wider_experts_lose_nothing(
+    experts: str, folder: Callable[[str], Path], model: Callable[..., Model]
+) -> None:
     ids = prompt("trained")
-    found = model("trained", experts="f16").logits(ids)
-    np.testing.assert_allclose(found, expected(folder("trained"), ids), rtol=0, atol=1e-4)
+    for cuts in ("at once", "token by token"):
+        found = model("trained", experts=experts).logits(ids, CUTS[cuts])
+        np.testing.assert_allclose(found, expected(folder("trained"), ids), rtol=0, atol=1e-4)
 
 
 def test_hidden_states_beyond_float16_are_held(tmp_path: Path, folder: Callable[[str], Path]) -> None:
@@ -191,7 +195,7 @@ def test_rounding_after_every_operator_is_close(tmp_path: Path) -> None:
 
 
 def rounded_logits(path: Path, ids: Sequence[int]) -> NDArray[np.float64]:
-    """Return logits [positions, vocab] by the standard's reference, which rounds to float16 what the graph has in it.
+    """Return logits [positions, vocab] by the standard's reference, which rounds what a graph has in float16.
 
     onnxruntime's kernels for processors leave out conversions from float32 and back.
     """

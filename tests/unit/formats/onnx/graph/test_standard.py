@@ -26,7 +26,7 @@ from tests.support.onnx_models import Model, write_model
 OPTIONS = [
     GraphOptions(activations=activations, experts=experts)
     for activations in ("f32", "f16")
-    for experts in ("mxfp4", "f16")
+    for experts in ("mxfp4", "int8", "f16")
 ]
 DIRECTML = """
 Add-14 And-7 Cast-19 Clip-13 Concat-13 CumSum-14 Div-14 Equal-19 Expand-13 Gather-13 Gemm-13 Greater-13
@@ -138,8 +138,9 @@ def test_weights_are_the_tensors_of_a_checkpoint(written: tuple[Graph, Path], co
             size = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(item.data_type)).itemsize
             assert item.elements * size == item.nbytes
             external.add(item.name)
-        if weight.encoding.name == "mxfp4":
-            assert [item.name for item in weight.initialisers] == [f"{name}.codes", f"{name}.scales"]
+        if len(weight.encoding.parts) > 1:
+            parts = [part.name for part in weight.encoding.parts]
+            assert [item.name for item in weight.initialisers] == [f"{name}.{part}" for part in parts]
         else:
             assert [item.name for item in weight.initialisers] == [name]
             exact = specs[name].role not in (Role.ATTENTION, Role.EXPERTS, Role.EMBEDDING, Role.UNEMBEDDING)
