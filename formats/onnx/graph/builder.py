@@ -66,7 +66,7 @@ class GraphWriter:
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             self._constants[key] = self._new("constant")
-            self._initialisers.append(numpy_helper.from_array(np.ascontiguousarray(array), self._constants[key]))
+            self._initialisers.append(numpy_helper.from_array(np.asarray(array, order="C"), self._constants[key]))
         return self._constants[key]
 
     def integers(self, *values: int) -> str:
