@@ -91,6 +91,21 @@ def test_way_back_writes_the_files_of_a_direct_conversion(source: str, models: P
     assert files(tmp_path / "back") == files(tmp_path / "direct")
 
 
+@pytest.mark.parametrize("source", ["mxfp4", "edges", "openai", "model.gguf"])
+def test_way_back_from_another_layout_is_the_same(
+    source: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = GraphTarget(
+        builder=f"{onnx_graphs.__name__}:build_in_row_pairs", experts=("mxfp4",), activations=("f32",)
+    )
+    monkeypatch.setattr(to_onnx, "GRAPHS", dict.fromkeys(GRAPHS, pairs))
+    convert(models / source, tmp_path / "x", target="cuda")
+    assert digest(tmp_path / "x") == digest(models / source)
+    execute(plan_mxfp4(open_checkpoint(tmp_path / "x"), tmp_path / "back"))
+    execute(plan_mxfp4(open_checkpoint(models / source), tmp_path / "direct"))
+    assert files(tmp_path / "back") == files(tmp_path / "direct")
+
+
 @pytest.mark.parametrize("source", SOURCES)
 def test_int8_keeps_every_value_but_the_sign_of_zero(source: str, models: Path, tmp_path: Path) -> None:
     plan, report = convert(models / source, tmp_path / "x", experts="int8", activations="f32")
