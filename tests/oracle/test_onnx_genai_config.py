@@ -9,14 +9,18 @@ import numpy as np
 import onnx
 import onnxruntime_genai
 import pytest
+import tokenizers
+import torch
 
 from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.formats.onnx.genai_config import GraphFacts, SpecialIds, genai_config
+from gptoss_convert.formats.onnx.readme import LONGEST_ANSWER, QUESTION, script
 from gptoss_convert.verify.runners import RUNTIMES
 from gptoss_convert.verify.runners.launch import Status, run_in_child
 from gptoss_convert.verify.runners.protocol import Settings
 from tests.peers import onnxruntime_genai_builder, transformers_model
 from tests.support.conversions import TINY
+from tests.support.scripts import run_script
 
 IDS = np.load(Path(__file__).parents[1] / "data" / "heldout_ids.npy").ravel().tolist()[:160]
 """More positions than a window has."""
@@ -85,3 +89,17 @@ def test_text_is_generated_until_a_token_ends_it(ours: Path, tmp_path: Path, chu
         generator.generate_next_token()
         generated.append(int(generator.get_next_tokens()[0]))
     assert generated == expected
+
+
+def test_script_of_the_model_card_prints_what_the_model_answers(ours: Path) -> None:
+    checkpoint = open_checkpoint(TINY)
+    facts = GraphFacts.of_model(onnx.load(ours / "model.onnx", load_external_data=False), prefill_chunk=None)
+    printed = run_script(
+        script(checkpoint.config, target="cpu", graph=facts, special=SpecialIds(ends=(3504,))), ours
+    )
+    tokenizer = tokenizers.Tokenizer.from_file(str(ours / "tokenizer.json"))
+    prompt = tokenizer.encode(f"<|start|>user<|message|>{QUESTION}<|end|><|start|>assistant").ids
+    model = transformers_model.load(TINY, "float32")
+    expected = model.generate(torch.tensor([prompt]), max_length=LONGEST_ANSWER, do_sample=False)[0, len(prompt) :]
+    assert len(printed) > 20
+    assert printed[:200] == tokenizer.decode(expected.tolist())[: len(printed)][:200]
