@@ -388,6 +388,11 @@ def _convert(plan: Any, run: RunOptions) -> None:
     "onnxruntime-genai (default: all foreign ones for the format). Repeatable.",
 )  # fmt: skip
 @click.option(
+    "--provider", metavar="NAME",
+    help="[distributions] Run ONNX models on this execution provider: cpu, cuda, dml, webgpu, or its full "
+    "name (default: of onnxruntime, the best that is installed; of onnxruntime-genai, that of the model).",
+)  # fmt: skip
+@click.option(
     "--baseline", "baselines", multiple=True, type=click.Path(path_type=Path), metavar="PATH",
     help="[distributions] The most exact file for a runtime, to tell its arithmetic from the conversion "
     "(default: made of models up to 1 GiB). Repeatable.",
@@ -466,6 +471,7 @@ def verify(
             work=options["work"],
             threads=options["threads"],
             timeout=options["timeout"],
+            provider=options["provider"],
             noise_floor=options["noise_floor"],
         )
     verify_options = VerifyOptions(

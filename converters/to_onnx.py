@@ -45,12 +45,12 @@ _GRAPHS = "gptoss_convert.formats.onnx.graph"
 GRAPHS: Mapping[str, GraphTarget] = {
     "directml": GraphTarget(
         builder=f"{_GRAPHS}.standard:build_standard_graph",
-        experts=("mxfp4", "f16"),
+        experts=("mxfp4", "int8", "f16"),
         activations=("f16", "f32"),
     ),
     "webgpu": GraphTarget(
         builder=f"{_GRAPHS}.standard:build_standard_graph",
-        experts=("mxfp4", "f16"),
+        experts=("mxfp4", "int8", "f16"),
         activations=("f16", "f32"),
     ),
     "cpu": GraphTarget(
@@ -60,7 +60,7 @@ GRAPHS: Mapping[str, GraphTarget] = {
     ),
     "cuda": GraphTarget(
         builder=f"{_GRAPHS}.cuda:build_cuda_graph",
-        experts=("mxfp4", "int8", "int4"),
+        experts=("mxfp4",),
         activations=("f16",),
     ),
 }

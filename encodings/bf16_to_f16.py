@@ -7,7 +7,7 @@ from a table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gptoss_convert.encodings.base import Array, EncodingError, Float32
 from gptoss_convert.encodings.deviation import Deviation, deviation, squared_sum
 
-_STEP = 1 << 15
+_STEP = 1 << 16
 """Numbers that are converted at once, so that they stay in the second-level cache."""
 _SIGN, _MAGNITUDE = 0x8000, 0x7FFF
 _LEAST_NORMAL, _LARGEST = 0x3880, 0x477F
@@ -67,13 +67,21 @@ def bf16_to_f16(bits: Array) -> Halved:
     """
     halves: NDArray[np.float16] = np.empty(bits.shape, np.float16)
     numbers, found = bits.reshape(-1), halves.view(np.uint16).reshape(-1)
-    total, figures = Deviation(), HalfFigures()
+    scratch = np.zeros((min(_STEP, numbers.size), 2), np.uint16)
+    unusual: list[Array] = [np.empty(0, np.uint16)]
+    signal = 0.0
     for start in range(0, numbers.size, _STEP):
         piece = slice(start, start + _STEP)
-        more, few = _convert(numbers[piece], found[piece])
-        total += more
-        figures += few
-    return Halved(halves, total, figures)
+        few = _convert(numbers[piece], found[piece])
+        if few.size:
+            unusual.append(few)
+        signal += _signal(numbers[piece], scratch)
+    rounded, figures = _round(np.concatenate(unusual))
+    return Halved(
+        halves,
+        replace(rounded, values=numbers.size, squared_signal=signal),
+        replace(figures, values=numbers.size),
+    )
 
 
 def _table() -> NDArray[np.uint16]:
@@ -91,30 +99,31 @@ def _widened(bits: Array) -> Float32:
 _TABLE = _table()
 
 
-def _convert(bits: Array, halves: Array) -> tuple[Deviation, HalfFigures]:
-    """Fill `halves` with the float16 bits of a piece."""
+def _convert(bits: Array, halves: Array) -> NDArray[np.uint16]:
+    """Fill `halves` with the float16 bits of a piece, and return those of `bits` that are no normal float16."""
     magnitudes = bits & _MAGNITUDE
     np.subtract(magnitudes, _BIASES, out=halves)
     halves <<= 3
     halves |= bits & _SIGN
     magnitudes -= _LEAST_NORMAL
-    values = _widened(bits)
+    unusual = np.flatnonzero(magnitudes > _LARGEST - _LEAST_NORMAL)
+    few: NDArray[np.uint16] = bits[unusual]
+    halves[unusual] = _TABLE[few]
+    return few
+
+
+def _signal(bits: Array, scratch: Array) -> float:
+    """Return the sum of the squares of all finite numbers of a piece; the first half of `scratch` is zeros."""
+    scratch[: bits.size, 1] = bits  # the upper half of a float32, whose bytes are little endian
+    values = scratch[: bits.size].view("<f4")[:, 0]
     with np.errstate(over="ignore", invalid="ignore"):
         signal = float(np.dot(values, values))
-    unusual = np.flatnonzero(magnitudes > _LARGEST - _LEAST_NORMAL)
-    if not unusual.size:
-        return Deviation(bits.size, squared_signal=signal), HalfFigures(bits.size)
-    few = values[unusual]
-    rounded = _TABLE[bits[unusual]]
-    halves[unusual] = rounded
-    narrowed = rounded.view(np.float16)
-    if (overflow := np.isinf(narrowed) & np.isfinite(few)).any():
-        raise EncodingError(f"value {few[overflow][0]:g} exceeds the largest f16 number 65504")
-    found = deviation(few, narrowed.astype(np.float32))
-    if not np.isfinite(signal):
-        signal = squared_sum(values)
-    range_figures = half_figures(few, narrowed)
-    return (
-        Deviation(bits.size, found.different, found.largest_error, found.squared_error, signal),
-        HalfFigures(bits.size, range_figures.subnormal, range_figures.vanished),
-    )
+    return signal if np.isfinite(signal) else squared_sum(values)
+
+
+def _round(few: Array) -> tuple[Deviation, HalfFigures]:
+    """Return what rounding did to bfloat16 numbers that are no normal float16."""
+    values, halves = _widened(few), _TABLE[few].view(np.float16)
+    if (overflow := np.isinf(halves) & np.isfinite(values)).any():
+        raise EncodingError(f"value {values[overflow][0]:g} exceeds the largest f16 number 65504")
+    return deviation(values, halves.astype(np.float32)), half_figures(values, halves)

@@ -92,15 +92,17 @@ class Int8Block(Encoding):
         return codes.astype(np.uint8).reshape(values.shape), scales
 
 
-_DOUBLED = np.rint(2 * CODE_VALUES).astype(np.int16) + ZERO
+_DOUBLED = (np.rint(2 * CODE_VALUES) + ZERO).astype(np.uint32)
 _BYTE = np.arange(256)
-_PAIRS = np.ascontiguousarray(np.stack([_DOUBLED[_BYTE & 15], _DOUBLED[_BYTE >> 4]], axis=-1).astype(np.uint8))
-_PAIR_WORDS = _PAIRS.view(np.uint16)[:, 0]
-"""The two bytes, of the low nibble first, for every packed byte of MXFP4."""
+_PAIRS = _DOUBLED[_BYTE & 15] | _DOUBLED[_BYTE >> 4] << 8
+_QUADS = (_PAIRS[None, :] | _PAIRS[:, None] << 16).reshape(-1)
+"""The four bytes, of the lowest nibble first, for two packed bytes of MXFP4 as a little-endian word."""
+_WORDS_AT_ONCE = 1 << 15
 _SCALES = np.ldexp(np.float32(1), _BYTE - SCALE_BIAS - 1).astype(np.float32)
 """By scale byte."""
 _ROWS_AT_ONCE = 64
-_MINUS_ZEROS = ((_BYTE & 15) == 8).astype(np.uint8) + ((_BYTE >> 4) == 8)
+_MINUS_ZEROS_IN_BYTE = ((_BYTE & 15) == 8).astype(np.uint8) + ((_BYTE >> 4) == 8)
+_MINUS_ZEROS = (_MINUS_ZEROS_IN_BYTE[None, :] + _MINUS_ZEROS_IN_BYTE[:, None]).reshape(-1)
 
 
 def mxfp4_to_int8(chunk: Chunk) -> Chunk:
@@ -114,7 +116,11 @@ def mxfp4_to_int8(chunk: Chunk) -> Chunk:
     if largest == SCALE_NAN or largest > LARGEST_EXACT_SCALE:
         MXFP4().decode(chunk)
     values = np.empty((codes.shape[0], 2 * codes.shape[1]), np.uint8)
-    np.take(_PAIR_WORDS, codes, out=values.view(np.uint16), mode="wrap")
+    words = np.ascontiguousarray(codes).view(np.uint16).reshape(-1)
+    quads = values.view(np.uint32).reshape(-1)
+    for start in range(0, words.size, _WORDS_AT_ONCE):
+        piece = slice(start, start + _WORDS_AT_ONCE)
+        np.take(_QUADS, words[piece], out=quads[piece], mode="wrap")  # "wrap" saves numpy from buffering the output
     return values, _SCALES[scales]
 
 
@@ -145,4 +151,9 @@ def mxfp4_scales(scales: Float32) -> NDArray[np.uint8]:
 
 def minus_zeros(codes: Array) -> int:
     """Return how many codes of packed MXFP4 bytes stand for a zero with a minus sign."""
-    return int(np.take(_MINUS_ZEROS, codes).sum(dtype=np.int64))
+    words = np.ascontiguousarray(codes).view(np.uint16).reshape(-1)
+    counts = (
+        np.take(_MINUS_ZEROS, words[start : start + _WORDS_AT_ONCE], mode="wrap").sum(dtype=np.int64)
+        for start in range(0, words.size, _WORDS_AT_ONCE)
+    )
+    return int(sum(counts))

@@ -57,6 +57,8 @@ class LogitsOptions:
     threads: int | None = None
     timeout: float | None = None
     """Seconds for each run."""
+    provider: str | None = None
+    """Execution provider of runtimes for ONNX, as in `Settings`."""
     noise_floor: bool = False
     """Measure the noise floor even if nothing depends on it."""
 
@@ -177,9 +179,11 @@ def verify(
     Raises:
         BudgetError: recordings do not fit on the disk.
         InputError: the reference is damaged.
-        OptionError: there is no such runtime, or none for an artifact.
+        OptionError: there is no such runtime, or none for an artifact, or none that has execution providers.
     """
     reference.require_sound()
+    if options.logits is not None:
+        _require_providers(artifacts, options.logits.provider)
     policy = options.policy or default_policy()
     examined = [_compared(reference, path, options, progress) for path in artifacts]
     if options.logits is not None:
@@ -324,6 +328,7 @@ class _Examination:
                 folder=folder,
                 threads=options.threads,
                 timeout=options.timeout,
+                provider=options.provider,
                 say=say,
             ),
             policy=policy,
@@ -366,6 +371,19 @@ class _Examination:
         if format_name not in self._baselines:
             self._baselines[format_name] = make_baseline(self._reference, format_name, self._folder)
         return self._baselines[format_name]
+
+
+def _require_providers(artifacts: Sequence[Path], provider: str | None) -> None:
+    """Raise `OptionError` if a provider was chosen, and nothing is run that has providers."""
+
+    def has_none(path: Path) -> bool:
+        try:
+            return _format(path) != "onnx"
+        except GptossConvertError:  # which is a result
+            return False
+
+    if provider is not None and all(map(has_none, artifacts)):
+        raise OptionError("only ONNX models are run on execution providers", found=provider)
 
 
 def _format(path: Path) -> str:

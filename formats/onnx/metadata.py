@@ -1,7 +1,8 @@
 """What a model says about its weights, in the metadata of the ONNX file: enough to read them back.
 
 The property `gptoss_convert` holds JSON: `layout_version`; `config`, the fields of `ModelConfig`; and `weights`, by
-canonical name the `encoding` of a tensor and the names of its `initialisers`, one for each part in order.
+canonical name the `encoding` of a tensor, the names of its `initialisers`, one for each part in order, and its
+`layout` unless that is in rows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import msgspec
 from gptoss_convert.checkpoint import FULL, SLIDING, ModelConfig, YarnRope
 from gptoss_convert.errors import InputError, UnsupportedError
 from gptoss_convert.formats.config_fields import Count, LayerCount, Positive
-from gptoss_convert.formats.onnx.weights import Weight
+from gptoss_convert.formats.onnx.weights import Layout, Weight
 
 METADATA_KEY = "gptoss_convert"
 LAYOUT_VERSION = 1
@@ -55,6 +56,7 @@ class StoredWeight(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     encoding: str
     initialisers: tuple[str, ...]
+    layout: Layout = Layout.ROWS
 
 
 class _Version(msgspec.Struct):
@@ -76,6 +78,7 @@ def serialise(config: ModelConfig, weights: Mapping[str, Weight]) -> str:
             name: {
                 "encoding": weight.encoding.name,
                 "initialisers": [initialiser.name for initialiser in weight.initialisers],
+                **({} if weight.layout is Layout.ROWS else {"layout": str(weight.layout)}),
             }
             for name, weight in weights.items()
         },

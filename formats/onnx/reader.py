@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,8 +31,9 @@ from gptoss_convert.formats.model_card import describer
 from gptoss_convert.formats.onnx.container import DeclaredArray, OnnxModel, read_model
 from gptoss_convert.formats.onnx.data_types import ENCODING_NAMES, data_types_of, row_items
 from gptoss_convert.formats.onnx.metadata import METADATA_KEY, StoredWeight, parse
+from gptoss_convert.formats.onnx.storages import has_layout, storage_of
 from gptoss_convert.formats.safetensors import is_plain_file_name
-from gptoss_convert.formats.storage import FileRef, PartsStorage, StoredArray
+from gptoss_convert.formats.storage import FileRef
 from gptoss_convert.formats.tokenizer_json import find_tokenizer
 
 NAME = "onnx"
@@ -75,7 +76,7 @@ def read(path: Path) -> Checkpoint:
     raw = assets.read_json_object(CONFIG) or {}
     reader = _Reader(file, model, config, weights)
     collected = collect_tensors(weights.items(), lambda item: [reader.tensor(*item)])
-    collected = replace(collected, problems=(*collected.problems, *_overlaps(collected.tensors)))
+    collected = replace(collected, problems=(*collected.problems, *_overlaps(reader.placed)))
     return assemble_checkpoint(
         path,
         NAME,
@@ -99,6 +100,8 @@ class _Reader:
         self._inventory = inventory(config)
         self._uses = Counter(name for weight in weights.values() for name in weight.initialisers)
         self._data: dict[str, FileRef] = {}
+        self.placed: list[tuple[Path, int, int, str]] = []
+        """File, start and stop of every array, and its tensor."""
 
     def tensor(self, name: str, weight: StoredWeight) -> Tensor:
         """Return the canonical tensor `name`.
@@ -110,11 +113,11 @@ class _Reader:
         if spec is None:
             raise InputError("unknown tensor", file=self._file.path, tensor=name)
         encoding = self._encoding(name, weight, spec)
-        arrays = tuple(
-            self._array(initialiser, name, spec, encoding, part)
+        places = tuple(
+            self._place(initialiser, name, spec, encoding, part)
             for initialiser, part in zip(weight.initialisers, encoding.parts, strict=True)
         )
-        return Tensor(name, spec.shape, encoding, PartsStorage(arrays))
+        return Tensor(name, spec.shape, encoding, storage_of(weight.layout, encoding, spec.shape, places))
 
     def _encoding(self, name: str, weight: StoredWeight, spec: TensorSpec) -> Encoding:
         if weight.encoding not in ENCODING_NAMES:
@@ -142,12 +145,19 @@ class _Reader:
                 found=len(weight.initialisers),
                 expected=f"{len(encoding.parts)} for {encoding.name}",
             )
+        if not has_layout(weight.layout, encoding, spec.shape):
+            raise InputError(
+                "tensor cannot lie so",
+                file=self._file.path,
+                tensor=name,
+                found=f"{weight.layout} of {encoding.name} {list(spec.shape)}",
+            )
         return encoding
 
-    def _array(
+    def _place(
         self, initialiser: str, tensor: str, spec: TensorSpec, encoding: Encoding, part: Part
-    ) -> StoredArray:
-        """Return the rows of a part, checked against what tensor and file say."""
+    ) -> tuple[FileRef, int]:
+        """Return where a part lies, checked against what tensor and file say."""
         declared = self._model.initialisers.get(initialiser)
         if declared is None:
             raise InputError(
@@ -164,8 +174,7 @@ class _Reader:
                 found=f"data type {declared.data_type}",
                 expected=" or ".join(map(str, types)) + f" for {part.name} of {encoding.name}",
             )
-        array = StoredArray(self._file, 0, part.dtype, row_items(part, encoding, spec.shape[-1]))
-        nbytes = math.prod(spec.shape[:-1]) * array.row_nbytes
+        nbytes = math.prod(spec.shape[:-1]) * row_items(part, encoding, spec.shape[-1]) * part.dtype.itemsize
         if declared.nbytes != nbytes:
             raise InputError(
                 "initialiser does not fit the configuration",
@@ -174,7 +183,9 @@ class _Reader:
                 found=f"{list(declared.dims)}, {declared.nbytes} bytes",
                 expected=f"{nbytes} bytes for {list(spec.shape)} in {encoding.name}",
             )
-        return replace(array, file=self._data_file(declared), offset=self._offset(declared, nbytes))
+        file, offset = self._data_file(declared), self._offset(declared, nbytes)
+        self.placed.append((file.path, offset, offset + nbytes, tensor))
+        return file, offset
 
     def _data_file(self, declared: DeclaredArray) -> FileRef:
         location = declared.place(self._file).location
@@ -215,14 +226,8 @@ class _Reader:
         return place.offset
 
 
-def _overlaps(tensors: Mapping[str, Tensor]) -> Iterator[GptossConvertError]:
+def _overlaps(placed: Sequence[tuple[Path, int, int, str]]) -> Iterator[GptossConvertError]:
     """Yield an error for each array that begins before the one before it in its file ends."""
-    placed = [
-        (part.file.path, part.offset, part.offset + tensor.rows * part.row_nbytes, tensor.name)
-        for tensor in tensors.values()
-        if isinstance(tensor.storage, PartsStorage)
-        for part in tensor.storage.parts
-    ]
     file, end = Path(), 0
     for path, start, stop, name in sorted(placed):
         if path == file and start < end:

@@ -20,8 +20,9 @@ from gptoss_convert.formats.onnx.container import LARGEST_MODEL
 from gptoss_convert.formats.onnx.data_types import data_types_of, row_items, stored_nbytes
 from gptoss_convert.formats.onnx.metadata import METADATA_KEY, serialise
 from gptoss_convert.formats.onnx.reader import MODEL_NAME
+from gptoss_convert.formats.onnx.storages import has_layout, storage_of
 from gptoss_convert.formats.onnx.weights import Graph, Initialiser, Weight
-from gptoss_convert.formats.storage import FileRef, PartsStorage, StoredArray
+from gptoss_convert.formats.storage import FileRef
 from gptoss_convert.formats.weight_folder import WeightFolder
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def lay_out_graph(graph: Graph, config: ModelConfig, folder: Path, *, max_shard_
 
 def _require_fit(weight: Weight, shape: tuple[int, ...]) -> None:
     """Refuse a weight whose initialisers are not the parts of a tensor of `shape`."""
+    if not has_layout(weight.layout, weight.encoding, shape):
+        raise ValueError(f"{weight.tensor}: {weight.encoding.name} {list(shape)} cannot lie in {weight.layout}")
     for item, part in zip(weight.initialisers, weight.encoding.parts, strict=True):
         if item.data_type not in data_types_of(weight.encoding, part):
             raise ValueError(f"{item.name}: data type {item.data_type} for {part.name} of {weight.encoding.name}")
@@ -130,16 +133,8 @@ def _aligned(position: int, nbytes: int) -> int:
 
 def _tensor(weight: Weight, shape: tuple[int, ...], placed: Mapping[str, PlacedInitialiser]) -> Tensor:
     """Return the canonical tensor that lies in the initialisers of `weight`."""
-    arrays = tuple(
-        StoredArray(
-            placed[item.name].file,
-            placed[item.name].offset,
-            part.dtype,
-            row_items(part, weight.encoding, shape[-1]),
-        )
-        for item, part in zip(weight.initialisers, weight.encoding.parts, strict=True)
-    )
-    return Tensor(weight.tensor, shape, weight.encoding, PartsStorage(arrays))
+    places = [(placed[item.name].file, placed[item.name].offset) for item in weight.initialisers]
+    return Tensor(weight.tensor, shape, weight.encoding, storage_of(weight.layout, weight.encoding, shape, places))
 
 
 def _finished(model: ModelProto, placed: Mapping[str, PlacedInitialiser], metadata: str) -> ModelProto:

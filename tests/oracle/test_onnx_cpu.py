@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from gptoss_convert.checkpoint import SLIDING, ModelConfig
+from gptoss_convert.converters.execute import execute
+from gptoss_convert.converters.to_onnx import OnnxOptions, plan_onnx
 from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.formats.onnx.graph.cpu import build_cpu_graph
 from gptoss_convert.formats.onnx.graph.options import GraphOptions
@@ -50,11 +52,13 @@ class Model:
         self.folder = write_onnx(checkpoint, build_cpu_graph(self.config, options), folder)
         self.session = self.load(self.session_options)
 
-    def load(self, entries: Mapping[str, str]) -> Any:
+    def load(self, entries: Mapping[str, str], folder: Path | None = None) -> Any:
         options = onnxruntime.SessionOptions()
         for key, value in entries.items():
             options.add_session_config_entry(key, value)
-        return onnxruntime.InferenceSession(self.folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            (folder or self.folder) / "model.onnx", options, providers=["CPUExecutionProvider"]
+        )
 
     def empty_cache(self, batch: int = 1) -> Cache:
         return {
@@ -164,6 +168,14 @@ def test_cache_of_the_window_is_moved_on(tmp_path: Path) -> None:
     assert_exact(model.run_in_pieces(ids, 100, 64, *[1] * 30, 6), expected)
     _, cache = model.run(ids[None], np.ones((1, LENGTH)), model.empty_cache())
     assert [cache[f"past_key_values.{layer}.key"].shape[2] for layer in range(4)] == [128, 200, 128, 200]
+
+
+def test_converted_folder_is_computed_as_by_transformers(trained: Model, tmp_path: Path) -> None:
+    execute(plan_onnx(open_checkpoint(TINY), tmp_path / "onnx", OnnxOptions(target="cpu")))
+    ids = prompt(trained)
+    session = trained.load(UNPACKED, tmp_path / "onnx")
+    logits, _ = trained.run(ids[None], np.ones((1, LENGTH)), trained.empty_cache(), session)
+    assert_exact(logits[0], trained.expected(ids))
 
 
 def test_packed_weights_are_another_model(trained: Model) -> None:

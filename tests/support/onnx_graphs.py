@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from onnx import ModelProto, TensorProto, helper
 
@@ -9,7 +10,7 @@ from gptoss_convert.checkpoint import ModelConfig, Role, inventory
 from gptoss_convert.encodings import ENCODINGS
 from gptoss_convert.formats.onnx.data_types import data_types_of, row_items
 from gptoss_convert.formats.onnx.graph.options import GraphOptions
-from gptoss_convert.formats.onnx.weights import Graph, Initialiser, Weight
+from gptoss_convert.formats.onnx.weights import Graph, Initialiser, Layout, Weight
 
 BUILDER = f"{__name__}:build"
 ENCODING_OF_EXPERTS = {"mxfp4": "mxfp4", "int8": "int8-block", "int4": "int4-block", "f16": "f16"}
@@ -25,6 +26,19 @@ def build(config: ModelConfig, options: GraphOptions) -> Graph:
             for name, spec in inventory(config).items()
         },
     )
+
+
+def in_row_pairs(graph: Graph) -> Graph:
+    """The same graph with experts as onnxruntime's CUDA provider takes them."""
+    weights = {}
+    for name, weight in graph.weights.items():
+        pairs = weight.encoding.name == "mxfp4"
+        weights[name] = replace(weight, layout=Layout.ROW_PAIRS) if pairs else weight
+    return replace(graph, weights=weights)
+
+
+def build_in_row_pairs(config: ModelConfig, options: GraphOptions) -> Graph:
+    return in_row_pairs(build(config, options))
 
 
 def build_with(config: ModelConfig, encodings: Mapping[str, str]) -> Graph:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from gptoss_convert.options import GRAPH_ACTIVATIONS, GRAPH_EXPERTS, GRAPH_TARGE
 from gptoss_convert.verify.structure import compare_structure
 from gptoss_convert.verify.weights import compare_weights
 from tests.support import onnx_graphs
-from tests.support.checkpoints import Shape, write_original
+from tests.support.checkpoints import Shape, write_huggingface, write_original
 from tests.support.conversions import make_checkpoint, to_gguf
 from tests.unit.formats.onnx.folders import use_test_graphs
 
@@ -86,6 +87,21 @@ def test_mxfp4_and_f32_keep_every_value(source: str, limit: int | None, models: 
 @pytest.mark.parametrize("source", ["mxfp4", "edges", "openai", "model.gguf"])
 def test_way_back_writes_the_files_of_a_direct_conversion(source: str, models: Path, tmp_path: Path) -> None:
     convert(models / source, tmp_path / "x", experts="mxfp4", activations="f32")
+    execute(plan_mxfp4(open_checkpoint(tmp_path / "x"), tmp_path / "back"))
+    execute(plan_mxfp4(open_checkpoint(models / source), tmp_path / "direct"))
+    assert files(tmp_path / "back") == files(tmp_path / "direct")
+
+
+@pytest.mark.parametrize("source", ["mxfp4", "edges", "openai", "model.gguf"])
+def test_way_back_from_another_layout_is_the_same(
+    source: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = GraphTarget(
+        builder=f"{onnx_graphs.__name__}:build_in_row_pairs", experts=("mxfp4",), activations=("f32",)
+    )
+    monkeypatch.setattr(to_onnx, "GRAPHS", dict.fromkeys(GRAPHS, pairs))
+    convert(models / source, tmp_path / "x", target="cuda")
+    assert digest(tmp_path / "x") == digest(models / source)
     execute(plan_mxfp4(open_checkpoint(tmp_path / "x"), tmp_path / "back"))
     execute(plan_mxfp4(open_checkpoint(models / source), tmp_path / "direct"))
     assert files(tmp_path / "back") == files(tmp_path / "direct")
@@ -274,3 +290,18 @@ def test_unsound_checkpoint_is_refused(models: Path, tmp_path: Path) -> None:
 
 def test_encodings_of_graphs_are_encodings() -> None:
     assert set(onnx_graphs.ENCODING_OF_EXPERTS.values()) <= set(ENCODINGS)
+
+
+@pytest.mark.parametrize(("experts", "activations"), [("mxfp4", "f16"), ("int8", "f32"), ("int4", "f16")])
+def test_memory_is_bounded_whatever_the_size_of_the_model(experts: str, activations: str, tmp_path: Path) -> None:
+    shape = Shape(layers=1, hidden=1024, intermediate=2048, experts=8, vocab=16384)
+    source = open_checkpoint(write_huggingface(tmp_path / "m", shape, edge_blocks=False))
+    options = OnnxOptions(target="cpu", experts=experts, activations=activations)
+    resources = Resources(jobs=1, memory=4 << 20)
+    plan = plan_onnx(source, tmp_path / "x", options)
+    tracemalloc.start()
+    execute(plan, resources=resources)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    largest = max(transfer.target.nbytes for transfer in plan.transfers)
+    assert peak < 2 * resources.memory < largest
