@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from gptoss_convert.checkpoint import Checkpoint
@@ -56,6 +56,7 @@ class Model:
     """A loaded graph of GenAI's names, on the processor."""
 
     def __init__(self, path: Path, **settings: str) -> None:
+        onnxruntime: Any = import_module("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 2
         for key, value in settings.items():
