@@ -25,7 +25,16 @@ TOKENIZER_FILES = (TOKENIZER_JSON, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, CHAT_TE
 """Names of the files that make a tokenizer."""
 CARRIED = (*TOKENIZER_FILES, GENERATION_CONFIG, MODEL_CARD, LICENSE, "NOTICE", "USAGE_POLICY")
 """Names of the files that mean the same whatever the layout of the weights, and travel with them."""
-KNOWN = (*CARRIED, CONFIG, "model.safetensors.index.json", "dtypes.json", SIDECAR, MANIFEST)
+KNOWN = (
+    *CARRIED,
+    CONFIG,
+    "model.safetensors.index.json",
+    "dtypes.json",
+    SIDECAR,
+    MANIFEST,
+    "model.onnx",
+    "genai_config.json",
+)
 """Names of files beside the weights."""
 
 LARGEST_TEXT = 16 << 20

@@ -18,6 +18,9 @@ from gptoss_convert.options import (
     DENSE_ENCODINGS,
     EXPERT_ENCODINGS,
     FOLDER_ENCODINGS,
+    GRAPH_ACTIVATIONS,
+    GRAPH_EXPERTS,
+    GRAPH_TARGETS,
     LAYOUTS,
     SCALE_RULES,
     Override,
@@ -52,8 +55,8 @@ def cli() -> None:
 def inspect(source: Path, *, with_hash: bool, as_json: bool, quiet: bool) -> None:
     """Show what SRC is: format, configuration, tensors, tokenizer, problems.
 
-    SRC is a checkpoint folder (Hugging Face or OpenAI layout) or a GGUF file. No tensor data is read without
-    --hash. The exit code is 1 if there are problems.
+    SRC is a checkpoint folder (Hugging Face or OpenAI layout, or ONNX that to-onnx wrote) or a GGUF file. No tensor
+    data is read without --hash. The exit code is 1 if there are problems.
 
     \b
     Examples:
@@ -279,6 +282,63 @@ def to_mxfp4(
     _convert(plan, run, checkpoint, tokenizer)
 
 
+@cli.command(cls=SectionedCommand)
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="[output] The new folder."
+)
+@click.option(
+    "--target", required=True, type=click.Choice(GRAPH_TARGETS),
+    help="[output] The execution provider that the graph is made for.",
+)  # fmt: skip
+@click.option(
+    "--experts", type=click.Choice(GRAPH_EXPERTS),
+    help="[encoding] Expert matrices (default: as suits the target; MXFP4 keeps every bit, int8 every value).",
+)  # fmt: skip
+@click.option(
+    "--activations", type=click.Choice(GRAPH_ACTIVATIONS),
+    help="[encoding] Type to compute with, and of all other matrices (default: as suits the target).",
+)  # fmt: skip
+@click.option(
+    "--max-shard-size", type=Size(), metavar="SIZE",
+    help="[output] Bytes of a file of external data (default: one file).",
+)  # fmt: skip
+@conversion_options
+@common_options
+def to_onnx(
+    source: Path,
+    *,
+    output: Path,
+    target: str,
+    experts: str | None,
+    activations: str | None,
+    max_shard_size: int | None,
+    **options: Any,
+) -> None:
+    """Convert SRC to an ONNX folder for onnxruntime and onnxruntime-genai.
+
+    Experts in MXFP4 keep every bit, or every value as int8. All else becomes f32, which loses nothing, or f16: the
+    report says which tensors that changed.
+
+    \b
+    Examples:
+      gptoss-convert to-onnx gpt-oss-20b -o gpt-oss-20b-directml --target directml
+      gptoss-convert to-onnx gpt-oss-20b.gguf -o gpt-oss-20b-cpu --target cpu
+    """
+    from gptoss_convert.converters.to_onnx import OnnxOptions, plan_onnx
+
+    run, _ = split_options(options)
+    onnx_options = OnnxOptions(
+        target=target,
+        experts=experts,
+        activations=activations,
+        max_shard_size=max_shard_size,
+        allow_lossy_source=run.allow_lossy_source,
+    )
+    checkpoint, tokenizer = run.open_source(source), run.open_tokenizer()
+    _convert(plan_onnx(checkpoint, output, onnx_options, tokenizer=tokenizer), run, checkpoint, tokenizer)
+
+
 def _convert(plan: Any, run: RunOptions, source: Any, tokenizer: Any) -> None:
     """Print a plan; or execute it, and compare what was written if that is wanted."""
     from gptoss_convert.converters.execute import execute
@@ -351,6 +411,11 @@ def _compared(plan: Any, run: RunOptions, source: Any, tokenizer: Any) -> Any:
     "--runtime", "runtimes", multiple=True, metavar="NAME",
     help="[distributions] Run artifacts in this runtime: reference, transformers, llama.cpp, onnxruntime, "
     "onnxruntime-genai (default: all foreign ones for the format). Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--provider", metavar="NAME",
+    help="[distributions] Run ONNX models on this execution provider: cpu, cuda, dml, webgpu, or its full "
+    "name (default: of onnxruntime, the best that is installed; of onnxruntime-genai, that of the model).",
 )  # fmt: skip
 @click.option(
     "--baseline", "baselines", multiple=True, type=click.Path(path_type=Path), metavar="PATH",
@@ -430,6 +495,7 @@ def verify(
             work=options["work"],
             threads=options["threads"],
             timeout=options["timeout"],
+            provider=options["provider"],
             noise_floor=options["noise_floor"],
         )
     verify_options = VerifyOptions(

@@ -119,11 +119,25 @@ def print_report(report: Report) -> None:
     quantised = [item for item in report.tensors if item.findings.quantisation.values]
     _print_quantisation(console, [item for item in quantised if item.findings.changed])
     _print_survival(console, [item for item in quantised if item.findings.survival.values])
+    _print_halves(console, report)
     console.print(f"loss: {report.loss}{_what_was_lost(report)}")
+    if signs := sum(item.findings.signs_of_zero for item in report.tensors):
+        console.print(f"zeros that lost their minus sign: {human_count(signs)}; the canonical hash is another one")
     if report.named_scales:
         console.print(f"scales named beside the weights: {report.named_scales}")
     if report.hash is not None:
         console.print(f"canonical hash: {report.hash.model}")
+
+
+def _print_halves(console: Console, report: Report) -> None:
+    """Say how many numbers are below the normal range of float16."""
+    figures = [item.findings.halves for item in report.tensors if item.findings.halves.values]
+    total = sum(figures[1:], figures[0]) if figures else None
+    if total is not None and (total.subnormal or total.vanished):
+        console.print(
+            f"below the normal range of f16: {human_count(total.subnormal)} of {human_count(total.values)} numbers "
+            f"became subnormal, {human_count(total.vanished)} became zero"
+        )
 
 
 def _what_was_lost(report: Report) -> str:

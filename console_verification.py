@@ -138,6 +138,8 @@ def _run(run: Run) -> str:
     if run.memory is not None:
         private = "" if run.memory.private is None else f" ({human_bytes(run.memory.private)} private)"
         text += f", peak memory {human_bytes(run.memory.resident)}{private}"
+    if run.provider is not None:
+        text += f", computed by {run.provider}"
     seconds = (run.load_seconds or 0.0) + (run.run_seconds or 0.0)
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     return f"{text}, {seconds:.1f} s; {versions}"

@@ -25,6 +25,9 @@ AS_IN_SOURCE = "source"
 LAYOUTS = ("hf", "openai")
 SCALE_RULES = ("mse", "even", "floor", "rceil", "ceil")
 EXPERT_ENCODINGS = ("mxfp4", *DENSE_ENCODINGS)
+GRAPH_TARGETS = ("directml", "webgpu", "cpu", "cuda")
+GRAPH_EXPERTS = ("mxfp4", "int8", "int4", "f16")
+GRAPH_ACTIVATIONS = ("f32", "f16")
 """Named here too, because importing the places that define them would slow down `--help`; a test compares them."""
 
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import folders, kernels, quantisers, reference_runner, to_gguf
+from benchmarks import folders, kernels, quantisers, reference_runner, to_gguf, to_onnx
 
 
 @click.group()
@@ -25,6 +25,18 @@ def run_to_gguf(layers: tuple[int, ...], rounds: int, peer_rounds: int, folder: 
     for count in layers:
         with tempfile.TemporaryDirectory(dir=folder) as work:
             result = to_gguf.measure(Path(work) / "work", layers=count, rounds=rounds, peer_rounds=peer_rounds)
+        print("\n".join(result.lines()), flush=True)
+
+
+@benchmarks.command("to-onnx")
+@click.option("--layers", type=int, multiple=True, default=(2,), help="Full-width layers (default: 2). Repeatable.")
+@click.option("--rounds", type=int, default=3, show_default=True, help="Runs of our command and of cp, in turn.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to work (default: a temporary folder).")
+def run_to_onnx(layers: tuple[int, ...], rounds: int, folder: Path | None) -> None:
+    """Convert full-width slices of gpt-oss-20b to ONNX."""
+    for count in layers:
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            result = to_onnx.measure(Path(work) / "work", layers=count, rounds=rounds)
         print("\n".join(result.lines()), flush=True)
 
 

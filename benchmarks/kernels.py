@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptoss_convert.canonical_hash import segment_digests
-from gptoss_convert.encodings import ENCODINGS, Chunk, Encoding
+from gptoss_convert.encodings import ENCODINGS, Chunk, Encoding, convert
+from gptoss_convert.encodings.bf16_to_f16 import bf16_to_f16
 from gptoss_convert.encodings.mxfp4_canonical import canonical_blocks, recover_blocks
 from gptoss_convert.encodings.mxfp4_to_bf16 import decode_to_bf16
 from gptoss_convert.encodings.transpose import transpose_into, transposed
@@ -55,6 +56,7 @@ def measure(rounds: int) -> list[str]:
 
 def _kernels() -> list[Kernel]:
     mxfp4, bf16, f32 = (ENCODINGS[name] for name in ("mxfp4", "bf16", "f32"))
+    int8, int4 = ENCODINGS["int8-block"], ENCODINGS["int4-block"]
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 256, (ROWS, COLUMNS // 2), dtype=np.uint8)
     scales = rng.integers(115, 121, (ROWS, COLUMNS // 32), dtype=np.uint8)
@@ -64,6 +66,7 @@ def _kernels() -> list[Kernel]:
     other = lowerable.reshape(codes.shape), scales
     rows, columns = decode_to_bf16(codes, scales, "C"), decode_to_bf16(codes, scales, "F")
     dense = rng.standard_normal((ROWS, COLUMNS), np.float32)
+    (normal,) = bf16.encode(np.float32(0.02) * dense)
     target, stored = np.empty_like(rows), np.empty((COLUMNS, ROWS), np.uint16)
     stored_bytes, packed = np.empty(codes.shape[::-1], np.uint8), rows.nbytes
     chunk_bytes = codes.nbytes + scales.nbytes
@@ -75,6 +78,14 @@ def _kernels() -> list[Kernel]:
         Kernel("transpose 4-byte items", "bytes moved", dense.nbytes, lambda: transposed(dense)),
         Kernel("MXFP4 to BF16, C order", "BF16 out", packed, lambda: decode_to_bf16(codes, scales, "C")),
         Kernel("MXFP4 to BF16, F order", "BF16 out", packed, lambda: decode_to_bf16(codes, scales, "F")),
+        Kernel("MXFP4 to int8 blocks", "int8 values out", dense.size, lambda: convert(canonical, mxfp4, int8)),
+        Kernel("BF16 to F16, rounding counted", "F16 out", packed, lambda: bf16_to_f16(normal)),
+        Kernel(
+            "F32 to int8 blocks", "F32 in", dense.nbytes, _stepwise(lambda chunk: int8.encode(chunk[0]), (dense,))
+        ),
+        Kernel(
+            "F32 to int4 blocks", "F32 in", dense.nbytes, _stepwise(lambda chunk: int4.encode(chunk[0]), (dense,))
+        ),
         Kernel("MXFP4 to F32", "F32 out", dense.nbytes, _stepwise(mxfp4.decode, canonical)),
         Kernel("F32 to BF16", "F32 in", dense.nbytes, _stepwise(lambda chunk: bf16.encode(chunk[0]), (dense,))),
         Kernel("MXFP4 to canonical, is so", "MXFP4 in", chunk_bytes, lambda: canonical_blocks(codes, scales)),

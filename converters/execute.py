@@ -277,7 +277,7 @@ def run_task(task: Task, writer: FileCopier, hashing: bool = False) -> TaskResul
     chunk = source.read(task.start, task.stop)
     gathered = _Gathered(task.stop - task.start) if transfer.gathers else None
     findings = NOTHING_FOUND
-    digests = [_digests(source, task.start, chunk)] if hashing and transfer.loss is not LossClass.LOSSY else []
+    digests = [_digests(source, task.start, chunk)] if hashing and transfer.keeps_hash else []
     named = np.full((0, 0), NOT_NAMED, np.uint8)
     for start in range(task.start, task.stop, task.step):
         rows = slice(start - task.start, min(start + task.step, task.stop) - task.start)
@@ -287,7 +287,7 @@ def run_task(task: Task, writer: FileCopier, hashing: bool = False) -> TaskResul
             if not named.size:
                 named = np.full((task.stop - task.start, recoded.named_scales.shape[1]), NOT_NAMED, np.uint8)
             named[rows] = recoded.named_scales
-        if hashing and transfer.loss is LossClass.LOSSY:
+        if hashing and not transfer.keeps_hash:
             digests.append(_digests(target, start, recoded.chunk))
         if gathered is None:
             target.storage.write(writer, start, recoded.chunk)

@@ -27,6 +27,10 @@ class Form(enum.StrEnum):
     GGUF_F32 = "GGUF with everything in F32"
     GGUF_Q8_0 = "GGUF with experts in MXFP4, matrices in Q8_0"
     GGUF_QUANTISED = "GGUF with other quantised types of ggml"
+    ONNX = "ONNX with experts in MXFP4, all else in F32"
+    ONNX_F16 = "ONNX with experts in MXFP4, all else in F16"
+    ONNX_INT8 = "ONNX with experts in int8, all else in F32"
+    ONNX_INT4 = "ONNX with experts in int4, all else in F32"
 
 
 class Restored(enum.StrEnum):
@@ -36,6 +40,7 @@ class Restored(enum.StrEnum):
     VALUES = "the same values; with --scales-from the same bytes"
     """MXFP4 blocks that are not canonical get the smallest scale that holds them."""
     VALUES_ONLY = "the same values"
+    UNSIGNED = "the same bytes, but zeros without sign"
     UNKNOWN = "depends on the numbers"
     ROUNDED = "rounded values"
 
@@ -61,9 +66,13 @@ _HF = "to-mxfp4"
 _OPENAI = "to-mxfp4 --layout openai"
 _F16 = "to-gguf --dense f16 --experts f16"
 _F32 = "to-gguf --dense f32 --experts f32"
+_ONNX = "to-onnx --target directml --experts mxfp4 --activations f32"
+_ONNX_F16 = "to-onnx --target directml --experts mxfp4 --activations f16"
+_INT8 = "to-onnx --target cpu --experts int8 --activations f32"
+_INT4 = "to-onnx --target cpu --experts int4 --activations f32"
 _PERMITTED = " --allow-lossy-source"
 
-_BYTES, _VALUES, _ONLY, _UNKNOWN, _ROUNDED = Restored
+_BYTES, _VALUES, _ONLY, _UNSIGNED, _UNKNOWN, _ROUNDED = Restored
 
 # fmt: off
 _TARGETS: dict[Form, tuple[tuple[Form, str, LossClass, LossClass | None, Restored], ...]] = {
@@ -76,6 +85,10 @@ _TARGETS: dict[Form, tuple[tuple[Form, str, LossClass, LossClass | None, Restore
         (Form.GGUF_F16, _F16, LOSSY, None, _UNKNOWN),
         (Form.GGUF_F32, _F32, VALUE_EXACT, VALUE_EXACT, _VALUES),
         (Form.GGUF_Q8_0, "to-gguf --dense q8_0", LOSSY, LOSSY, _ROUNDED),
+        (Form.ONNX, _ONNX, VALUE_EXACT, VALUE_EXACT, _BYTES),
+        (Form.ONNX_F16, _ONNX_F16, LOSSY, None, _UNKNOWN),
+        (Form.ONNX_INT8, _INT8, VALUE_EXACT, VALUE_EXACT, _UNSIGNED),
+        (Form.ONNX_INT4, _INT4, LOSSY, LOSSY, _ROUNDED),
     ),
     Form.OPENAI: (
         (Form.HUGGINGFACE, _HF, BYTE_EXACT, BYTE_EXACT, _BYTES),
@@ -86,6 +99,10 @@ _TARGETS: dict[Form, tuple[tuple[Form, str, LossClass, LossClass | None, Restore
         (Form.GGUF_F16, _F16, LOSSY, None, _UNKNOWN),
         (Form.GGUF_F32, _F32, VALUE_EXACT, VALUE_EXACT, _VALUES),
         (Form.GGUF_Q8_0, "to-gguf --dense q8_0", LOSSY, LOSSY, _ROUNDED),
+        (Form.ONNX, _ONNX, VALUE_EXACT, VALUE_EXACT, _BYTES),
+        (Form.ONNX_F16, _ONNX_F16, LOSSY, None, _UNKNOWN),
+        (Form.ONNX_INT8, _INT8, VALUE_EXACT, VALUE_EXACT, _UNSIGNED),
+        (Form.ONNX_INT4, _INT4, LOSSY, LOSSY, _ROUNDED),
     ),
     Form.BF16: (
         (Form.HUGGINGFACE, _HF, LOSSY, VALUE_EXACT, _BYTES),
@@ -96,6 +113,10 @@ _TARGETS: dict[Form, tuple[tuple[Form, str, LossClass, LossClass | None, Restore
         (Form.GGUF_F16, _F16, LOSSY, None, _UNKNOWN),
         (Form.GGUF_F32, _F32, VALUE_EXACT, VALUE_EXACT, _BYTES),
         (Form.GGUF_Q8_0, "to-gguf --dense q8_0 --experts mxfp4", LOSSY, LOSSY, _ROUNDED),
+        (Form.ONNX, _ONNX, LOSSY, VALUE_EXACT, _BYTES),
+        (Form.ONNX_F16, _ONNX_F16, LOSSY, None, _UNKNOWN),
+        (Form.ONNX_INT8, _INT8, LOSSY, VALUE_EXACT, _UNSIGNED),
+        (Form.ONNX_INT4, _INT4, LOSSY, LOSSY, _ROUNDED),
     ),
     Form.GGUF: (
         (Form.HUGGINGFACE, _HF, LOSSY, VALUE_EXACT, _BYTES),
@@ -106,6 +127,10 @@ _TARGETS: dict[Form, tuple[tuple[Form, str, LossClass, LossClass | None, Restore
         (Form.GGUF_F16, _F16, LOSSY, None, _UNKNOWN),
         (Form.GGUF_F32, _F32, VALUE_EXACT, VALUE_EXACT, _ONLY),
         (Form.GGUF_Q8_0, "to-gguf --dense q8_0", LOSSY, LOSSY, _ROUNDED),
+        (Form.ONNX, _ONNX, VALUE_EXACT, VALUE_EXACT, _BYTES),
+        (Form.ONNX_F16, _ONNX_F16, LOSSY, None, _UNKNOWN),
+        (Form.ONNX_INT8, _INT8, VALUE_EXACT, VALUE_EXACT, _UNSIGNED),
+        (Form.ONNX_INT4, _INT4, LOSSY, LOSSY, _ROUNDED),
     ),
     Form.GGUF_BF16: (
         (Form.HUGGINGFACE, _HF, LOSSY, VALUE_EXACT, _BYTES),
@@ -116,6 +141,10 @@ _TARGETS: dict[Form, tuple[tuple[Form, str, LossClass, LossClass | None, Restore
         (Form.GGUF_F16, _F16, LOSSY, None, _UNKNOWN),
         (Form.GGUF_F32, _F32, VALUE_EXACT, VALUE_EXACT, _BYTES),
         (Form.GGUF_Q8_0, "to-gguf --dense q8_0 --experts mxfp4", LOSSY, LOSSY, _ROUNDED),
+        (Form.ONNX, _ONNX, LOSSY, VALUE_EXACT, _BYTES),
+        (Form.ONNX_F16, _ONNX_F16, LOSSY, None, _UNKNOWN),
+        (Form.ONNX_INT8, _INT8, LOSSY, VALUE_EXACT, _UNSIGNED),
+        (Form.ONNX_INT4, _INT4, LOSSY, LOSSY, _ROUNDED),
     ),
     Form.GGUF_F16: (
         (Form.HUGGINGFACE, _HF, LOSSY, VALUE_EXACT, _BYTES),
@@ -126,6 +155,10 @@ _TARGETS: dict[Form, tuple[tuple[Form, str, LossClass, LossClass | None, Restore
         (Form.GGUF_F16, "to-gguf", BYTE_EXACT, BYTE_EXACT, _BYTES),
         (Form.GGUF_F32, _F32, VALUE_EXACT, VALUE_EXACT, _BYTES),
         (Form.GGUF_Q8_0, "to-gguf --dense q8_0 --experts mxfp4", LOSSY, LOSSY, _ROUNDED),
+        (Form.ONNX, _ONNX, LOSSY, VALUE_EXACT, _BYTES),
+        (Form.ONNX_F16, _ONNX_F16, LOSSY, None, _UNKNOWN),
+        (Form.ONNX_INT8, _INT8, LOSSY, VALUE_EXACT, _UNSIGNED),
+        (Form.ONNX_INT4, _INT4, LOSSY, LOSSY, _ROUNDED),
     ),
     Form.GGUF_F32: (
         (Form.HUGGINGFACE, _HF, LOSSY, VALUE_EXACT, _BYTES),
@@ -136,6 +169,10 @@ _TARGETS: dict[Form, tuple[tuple[Form, str, LossClass, LossClass | None, Restore
         (Form.GGUF_F16, _F16, LOSSY, None, _UNKNOWN),
         (Form.GGUF_F32, "to-gguf", BYTE_EXACT, BYTE_EXACT, _BYTES),
         (Form.GGUF_Q8_0, "to-gguf --dense q8_0 --experts mxfp4", LOSSY, LOSSY, _ROUNDED),
+        (Form.ONNX, _ONNX, LOSSY, VALUE_EXACT, _BYTES),
+        (Form.ONNX_F16, _ONNX_F16, LOSSY, None, _UNKNOWN),
+        (Form.ONNX_INT8, _INT8, LOSSY, VALUE_EXACT, _UNSIGNED),
+        (Form.ONNX_INT4, _INT4, LOSSY, LOSSY, _ROUNDED),
     ),
     Form.GGUF_Q8_0: (
         (Form.HUGGINGFACE, _HF + _PERMITTED, LOSSY, LOSSY, _UNKNOWN),
@@ -146,6 +183,10 @@ _TARGETS: dict[Form, tuple[tuple[Form, str, LossClass, LossClass | None, Restore
         (Form.GGUF_F16, _F16 + _PERMITTED, LOSSY, LOSSY, _UNKNOWN),
         (Form.GGUF_F32, _F32 + _PERMITTED, VALUE_EXACT, VALUE_EXACT, _UNKNOWN),
         (Form.GGUF_Q8_0, "to-gguf", BYTE_EXACT, BYTE_EXACT, _BYTES),
+        (Form.ONNX, _ONNX + _PERMITTED, VALUE_EXACT, VALUE_EXACT, _UNKNOWN),
+        (Form.ONNX_F16, _ONNX_F16 + _PERMITTED, LOSSY, LOSSY, _UNKNOWN),
+        (Form.ONNX_INT8, _INT8 + _PERMITTED, VALUE_EXACT, VALUE_EXACT, _UNKNOWN),
+        (Form.ONNX_INT4, _INT4 + _PERMITTED, LOSSY, LOSSY, _ROUNDED),
     ),
     Form.GGUF_QUANTISED: (
         (Form.HUGGINGFACE, _HF + _PERMITTED, LOSSY, LOSSY, _ROUNDED),
@@ -156,6 +197,66 @@ _TARGETS: dict[Form, tuple[tuple[Form, str, LossClass, LossClass | None, Restore
         (Form.GGUF_F16, _F16 + _PERMITTED, LOSSY, LOSSY, _ROUNDED),
         (Form.GGUF_F32, _F32 + _PERMITTED, VALUE_EXACT, VALUE_EXACT, _ROUNDED),
         (Form.GGUF_QUANTISED, "to-gguf", BYTE_EXACT, BYTE_EXACT, _BYTES),
+        (Form.ONNX, _ONNX + _PERMITTED, LOSSY, LOSSY, _ROUNDED),
+        (Form.ONNX_F16, _ONNX_F16 + _PERMITTED, LOSSY, LOSSY, _ROUNDED),
+        (Form.ONNX_INT8, _INT8 + _PERMITTED, LOSSY, LOSSY, _ROUNDED),
+        (Form.ONNX_INT4, _INT4 + _PERMITTED, LOSSY, LOSSY, _ROUNDED),
+    ),
+    Form.ONNX: (
+        (Form.HUGGINGFACE, _HF, LOSSY, VALUE_EXACT, _BYTES),
+        (Form.OPENAI, _OPENAI, LOSSY, VALUE_EXACT, _BYTES),
+        (Form.BF16, _BF16, LOSSY, VALUE_EXACT, _BYTES),
+        (Form.GGUF, "to-gguf --dense bf16", LOSSY, VALUE_EXACT, _BYTES),
+        (Form.GGUF_BF16, "to-gguf --dense bf16 --experts bf16", LOSSY, VALUE_EXACT, _ONLY),
+        (Form.GGUF_F16, _F16, LOSSY, None, _UNKNOWN),
+        (Form.GGUF_F32, _F32, VALUE_EXACT, VALUE_EXACT, _ONLY),
+        (Form.GGUF_Q8_0, "to-gguf --dense q8_0", LOSSY, LOSSY, _ROUNDED),
+        (Form.ONNX, _ONNX, BYTE_EXACT, BYTE_EXACT, _BYTES),
+        (Form.ONNX_F16, _ONNX_F16, LOSSY, None, _UNKNOWN),
+        (Form.ONNX_INT8, _INT8, VALUE_EXACT, VALUE_EXACT, _UNSIGNED),
+        (Form.ONNX_INT4, _INT4, LOSSY, LOSSY, _ROUNDED),
+    ),
+    Form.ONNX_F16: (
+        (Form.HUGGINGFACE, _HF, LOSSY, VALUE_EXACT, _BYTES),
+        (Form.OPENAI, _OPENAI, LOSSY, VALUE_EXACT, _BYTES),
+        (Form.BF16, _BF16, LOSSY, VALUE_EXACT, _BYTES),
+        (Form.GGUF, "to-gguf --dense bf16", LOSSY, VALUE_EXACT, _BYTES),
+        (Form.GGUF_BF16, "to-gguf --dense bf16 --experts bf16", LOSSY, VALUE_EXACT, _ONLY),
+        (Form.GGUF_F16, _F16, LOSSY, None, _UNKNOWN),
+        (Form.GGUF_F32, _F32, VALUE_EXACT, VALUE_EXACT, _ONLY),
+        (Form.GGUF_Q8_0, "to-gguf --dense q8_0", LOSSY, LOSSY, _ROUNDED),
+        (Form.ONNX, _ONNX, VALUE_EXACT, VALUE_EXACT, _BYTES),
+        (Form.ONNX_F16, _ONNX_F16, BYTE_EXACT, BYTE_EXACT, _BYTES),
+        (Form.ONNX_INT8, _INT8, VALUE_EXACT, VALUE_EXACT, _UNSIGNED),
+        (Form.ONNX_INT4, _INT4, LOSSY, LOSSY, _ROUNDED),
+    ),
+    Form.ONNX_INT8: (
+        (Form.HUGGINGFACE, _HF, LOSSY, VALUE_EXACT, _BYTES),
+        (Form.OPENAI, _OPENAI, LOSSY, VALUE_EXACT, _BYTES),
+        (Form.BF16, _BF16, LOSSY, VALUE_EXACT, _ONLY),
+        (Form.GGUF, "to-gguf --dense bf16 --experts mxfp4", LOSSY, VALUE_EXACT, _BYTES),
+        (Form.GGUF_BF16, "to-gguf --dense bf16 --experts bf16", LOSSY, VALUE_EXACT, _ONLY),
+        (Form.GGUF_F16, _F16, LOSSY, None, _UNKNOWN),
+        (Form.GGUF_F32, _F32, VALUE_EXACT, VALUE_EXACT, _ONLY),
+        (Form.GGUF_Q8_0, "to-gguf --dense q8_0 --experts mxfp4", LOSSY, LOSSY, _ROUNDED),
+        (Form.ONNX, _ONNX, LOSSY, VALUE_EXACT, _BYTES),
+        (Form.ONNX_F16, _ONNX_F16, LOSSY, None, _UNKNOWN),
+        (Form.ONNX_INT8, _INT8, BYTE_EXACT, BYTE_EXACT, _BYTES),
+        (Form.ONNX_INT4, _INT4, LOSSY, LOSSY, _ROUNDED),
+    ),
+    Form.ONNX_INT4: (
+        (Form.HUGGINGFACE, _HF + _PERMITTED, LOSSY, LOSSY, _UNKNOWN),
+        (Form.OPENAI, _OPENAI + _PERMITTED, LOSSY, LOSSY, _UNKNOWN),
+        (Form.BF16, _BF16 + _PERMITTED, LOSSY, VALUE_EXACT, _UNKNOWN),
+        (Form.GGUF, "to-gguf --dense bf16 --experts mxfp4" + _PERMITTED, LOSSY, LOSSY, _UNKNOWN),
+        (Form.GGUF_BF16, "to-gguf --dense bf16 --experts bf16" + _PERMITTED, LOSSY, VALUE_EXACT, _UNKNOWN),
+        (Form.GGUF_F16, _F16 + _PERMITTED, LOSSY, LOSSY, _ROUNDED),
+        (Form.GGUF_F32, _F32 + _PERMITTED, VALUE_EXACT, VALUE_EXACT, _UNKNOWN),
+        (Form.GGUF_Q8_0, "to-gguf --dense q8_0 --experts mxfp4" + _PERMITTED, LOSSY, LOSSY, _ROUNDED),
+        (Form.ONNX, _ONNX + _PERMITTED, LOSSY, LOSSY, _UNKNOWN),
+        (Form.ONNX_F16, _ONNX_F16 + _PERMITTED, LOSSY, LOSSY, _ROUNDED),
+        (Form.ONNX_INT8, _INT8 + _PERMITTED, LOSSY, VALUE_EXACT, _UNKNOWN),
+        (Form.ONNX_INT4, _INT4, BYTE_EXACT, BYTE_EXACT, _BYTES),
     ),
 }
 # fmt: on
@@ -176,7 +277,8 @@ What every conversion does to the numbers. `converters/matrix.py` is the table t
 tests run every line of it: `python -m gptoss_convert.converters.matrix > docs/conversions.md` writes it anew.
 
 - **byte-exact**: the encoding stays; every code and scale is kept, at most in another order.
-- **value-exact**: another encoding, which holds every value exactly, zeros with their sign. The hash stays.
+- **value-exact**: another encoding, which holds every value exactly, zeros with their sign unless it is said
+  otherwise. The hash stays.
 - **lossy**: values are rounded. The report says how many, and by how much.
 
 *Promised* is what the plan says of the worst tensor, from the encodings alone: F32 to BF16 may round. *Found* is
@@ -187,6 +289,9 @@ of them. *There and back* is what the tensors are after the conversion in the op
 A value of MXFP4 can often be written with several scales. `to-bf16` names those that the values do not tell in
 `mxfp4-scales.zip` beside the weights, from where `to-mxfp4` takes them again. GGUF has no place for such names:
 `--scales-from` takes them from the original model.
+
+ONNX has the same experts in other forms, as its targets want them. Int8 has one zero only, so that
+the hash of a model with signed zeros changes although no value does; the report counts them.
 
 Numbers beyond the range of F16 or Q8_0 are an error, not an infinity. Numbers that were rounded when the source was
 stored are decoded with `--allow-lossy-source` only.

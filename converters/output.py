@@ -22,6 +22,8 @@ from gptoss_convert.formats.storage import FileRef
 
 _NO_ALLOCATION = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 """Errors of file systems that cannot reserve space."""
+_WEIGHTS = (".safetensors", ".onnx.data")
+"""How the names of files with weights end."""
 _COPY_BYTES = 256 << 10
 """Bytes that are read and written at once where the system cannot copy from file to file."""
 _LONGEST_STEM = 200
@@ -344,7 +346,7 @@ def require_replaceable(folder: Path) -> None:
         OutputError: it does.
     """
     for path in sorted(folder.iterdir()):
-        if not path.is_file() or not (path.name in KNOWN or path.suffix == ".safetensors"):
+        if not path.is_file() or not (path.name in KNOWN or path.name.endswith(_WEIGHTS)):
             raise OutputError(
                 "output folder holds something else than a checkpoint",
                 file=folder,

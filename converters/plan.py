@@ -33,6 +33,12 @@ class Transfer:
         return loss_class(self.source.encoding, self.target.encoding)
 
     @property
+    def keeps_hash(self) -> bool:
+        """Whether the encodings promise that the canonical hash stays: values are kept, zeros with their sign."""
+        source, target = self.source.encoding, self.target.encoding
+        return self.loss is not LossClass.LOSSY and (target.signed_zeros or not source.signed_zeros)
+
+    @property
     def same_bytes(self) -> SameBytes | None:
         """Where the rows lie, if source and target are the same bytes that nobody has to look at."""
         kept = self.recoding == PLAIN and self.loss is LossClass.BYTE_EXACT

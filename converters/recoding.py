@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from gptoss_convert.checkpoint import Tensor
 from gptoss_convert.converters.survival import Survival, survival
 from gptoss_convert.encodings import Chunk, Encoding, LossClass, convert, loss_class
+from gptoss_convert.encodings.bf16_to_f16 import HalfFigures, bf16_to_f16, half_figures
 from gptoss_convert.encodings.conversion import temporary_bytes
 from gptoss_convert.encodings.deviation import Deviation, deviation
+from gptoss_convert.encodings.int8_block import minus_zeros, mxfp4_scales
 from gptoss_convert.encodings.mxfp4_canonical import noncanonical_scales
 from gptoss_convert.encodings.mxfp4_quantiser import QuantisationFigures, ScaleRule, quantise
 from gptoss_convert.encodings.transpose import row_major
@@ -24,6 +26,7 @@ from gptoss_convert.encodings.transpose import row_major
 NO_DEVIATION = Deviation()
 NO_FIGURES = QuantisationFigures()
 NO_SURVIVAL = Survival()
+NO_HALVES = HalfFigures()
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,18 @@ class Findings:
     """What quantising to MXFP4 did; empty for other encodings."""
     survival: Survival = NO_SURVIVAL
     """What is left of a fine-tune; empty where no base is known."""
+    halves: HalfFigures = NO_HALVES
+    """How numbers fit the range of float16; empty for other encodings, and where they were float16 before."""
+    signs_of_zero: int = 0
+    """Zeros that lost their minus sign, which changes the canonical hash and no result."""
 
     def __add__(self, other: Findings) -> Findings:
         return Findings(
             self.deviation + other.deviation,
             self.quantisation + other.quantisation,
             self.survival + other.survival,
+            self.halves + other.halves,
+            self.signs_of_zero + other.signs_of_zero,
         )
 
     @property
@@ -90,6 +99,14 @@ class Findings:
             }
             if left.values
             else None,
+            "half_precision": {
+                "values": self.halves.values,
+                "subnormal": self.halves.subnormal,
+                "vanished": self.halves.vanished,
+            }
+            if self.halves.values
+            else None,
+            "signs_of_zero": self.signs_of_zero,
         }
 
 
@@ -137,8 +154,10 @@ class PlainRecoding:
             converted = convert(chunk, source.encoding, target.encoding, target.storage.order)
         if loss_class(source.encoding, target.encoding) is not LossClass.LOSSY:
             return Recoded(converted)
-        found = deviation(source.encoding.decode(chunk), target.encoding.decode(converted))
-        return Recoded(converted, Findings(found))
+        values = source.encoding.decode(chunk)
+        found = deviation(values, target.encoding.decode(converted))
+        halves = half_figures(values, converted[0]) if target.encoding.name == "f16" else NO_HALVES
+        return Recoded(converted, Findings(found, halves=halves))
 
 
 @dataclass(frozen=True)
@@ -153,6 +172,36 @@ class NamingRecoding:
         """Return `chunk` decoded."""
         recoded = PLAIN.recode(source, target, start, chunk)
         return Recoded(recoded.chunk, recoded.findings, noncanonical_scales(*chunk))
+
+
+@dataclass(frozen=True)
+class HalvingRecoding:
+    """Converts bfloat16 to float16, and counts what does not fit its range."""
+
+    def temporary_bytes(self, source: Tensor, target: Tensor) -> int:
+        """Return 0: it works in small pieces."""
+        return 0
+
+    def recode(self, source: Tensor, target: Tensor, start: int, chunk: Chunk) -> Recoded:
+        """Return `chunk` in float16."""
+        with source.named_errors():
+            halved = bf16_to_f16(row_major(chunk[0]))
+        return Recoded((halved.halves,), Findings(halved.deviation, halves=halved.figures))
+
+
+@dataclass(frozen=True)
+class SignlessRecoding:
+    """Converts MXFP4 to an encoding with one zero only, and counts the zeros that lose their sign."""
+
+    def temporary_bytes(self, source: Tensor, target: Tensor) -> int:
+        """Return the temporaries of the conversion."""
+        return PLAIN.temporary_bytes(source, target)
+
+    def recode(self, source: Tensor, target: Tensor, start: int, chunk: Chunk) -> Recoded:
+        """Return `chunk` converted."""
+        recoded = PLAIN.recode(source, target, start, chunk)
+        found = recoded.findings + Findings(signs_of_zero=minus_zeros(chunk[0]))
+        return Recoded(recoded.chunk, found)
 
 
 class ScaleNames(Protocol):
@@ -179,7 +228,7 @@ class QuantisingRecoding:
         """Return `chunk` quantised."""
         stop = start + len(chunk[0])
         base = None if self.base is None else self.base.read(start, stop)
-        named = base[1] if base is not None else None if self.named is None else self.named.read(start, stop)
+        named = base[1] if base is not None else self._named(source, start, stop, chunk)
         with source.named_errors():
             taken = source.encoding.name in _TAKEN_AS_THEY_ARE
             quantised = quantise(chunk[0] if taken else source.encoding.decode(chunk), self.rule, named)
@@ -189,6 +238,12 @@ class QuantisingRecoding:
             with self.base.named_errors():
                 left = _survival((self.base.encoding, base), (source.encoding, chunk), (target.encoding, result))
         return Recoded(result, Findings(quantisation=quantised.figures, survival=left))
+
+    def _named(self, source: Tensor, start: int, stop: int, chunk: Chunk) -> NDArray[np.uint8] | None:
+        """Return the scales that are named beside the source, or that its own blocks tell."""
+        if self.named is not None:
+            return self.named.read(start, stop)
+        return mxfp4_scales(chunk[1]) if source.encoding.name == "int8-block" else None
 
 
 _TAKEN_AS_THEY_ARE = ("bf16", "f32")

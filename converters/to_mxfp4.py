@@ -102,7 +102,7 @@ def plan_mxfp4(
                 experts=ENCODINGS["mxfp4"],
             )
         }
-    recodings = _recodings(checkpoint, base, options.rule)
+    recodings = quantising_recodings(checkpoint, base, options.rule)
     return plan_weight_folder(
         checkpoint,
         folder,
@@ -149,8 +149,15 @@ def _encodings(checkpoint: Checkpoint, options: Mxfp4Options) -> dict[str, Encod
     }
 
 
-def _recodings(checkpoint: Checkpoint, base: Checkpoint | None, rule: ScaleRule) -> dict[str, Recoding]:
-    """Return how each tensor that is not in MXFP4 yet is quantised."""
+def quantising_recodings(
+    checkpoint: Checkpoint, base: Checkpoint | None = None, rule: ScaleRule = ScaleRule.MSE
+) -> dict[str, Recoding]:
+    """Return how each expert tensor that is not in MXFP4 yet is quantised, by its name.
+
+    Raises:
+        InputError: the base is not sound, or a file beside the checkpoint is damaged.
+        OptionError: the base is another model, or has no MXFP4 experts.
+    """
     experts = {
         name: checkpoint.tensors[name]
         for name, spec in inventory(checkpoint.config).items()

@@ -138,7 +138,7 @@ def require_folder_name(folder: Path) -> None:
 
 
 def _weight_files(weights: WeightFolder, transfers: Sequence[Transfer]) -> list[PlannedFile]:
-    entries: dict[Path, list[Entry]] = {file.path: [] for file, _ in weights.layout.files}
+    entries: dict[Path, list[Entry]] = {file.path: [] for file, _ in weights.files}
     for transfer in transfers:
         for part in weights.parts[transfer.target.name]:
             entry = Entry(
@@ -151,10 +151,7 @@ def _weight_files(weights: WeightFolder, transfers: Sequence[Transfer]) -> list[
                 source_encoding=transfer.source.encoding,
             )
             entries[part.file.path].append(entry)
-    return [
-        PlannedFile(file.path, file.size, header, tuple(entries[file.path]))
-        for file, header in weights.layout.files
-    ]
+    return [PlannedFile(file.path, file.size, header, tuple(entries[file.path])) for file, header in weights.files]
 
 
 def _copy(source: Path, target: Path) -> PlannedFile:

@@ -19,11 +19,15 @@ from gptoss_convert.encodings.base import (
 )
 from gptoss_convert.encodings.conversion import convert
 from gptoss_convert.encodings.floats import BF16, F16, F32
+from gptoss_convert.encodings.int4_block import Int4Block
+from gptoss_convert.encodings.int8_block import Int8Block
 from gptoss_convert.encodings.mxfp4 import MXFP4
 from gptoss_convert.encodings.q8_0 import Q8_0
 from gptoss_convert.errors import OptionError
 
-ENCODINGS: dict[str, Encoding] = {codec.name: codec for codec in (F32(), F16(), BF16(), MXFP4(), Q8_0())}
+ENCODINGS: dict[str, Encoding] = {
+    codec.name: codec for codec in (F32(), F16(), BF16(), MXFP4(), Q8_0(), Int8Block(), Int4Block())
+}
 
 
 def encoding(name: str) -> Encoding:

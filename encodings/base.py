@@ -100,6 +100,8 @@ class Encoding(ABC):
     theirs, with some room; None if nothing is promised."""
     rounds: bool = False
     """Whether a model that is stored in it lost something by that: gpt-oss is published in bf16 and mxfp4."""
+    signed_zeros: bool = True
+    """Whether zeros keep their sign; if not, a conversion that keeps every value may still change the hash."""
     can_decode: bool = True
     can_encode: bool = True
 

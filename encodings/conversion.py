@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gptoss_convert.encodings.base import Chunk, Encoding, Order
+from gptoss_convert.encodings.int8_block import int8_to_mxfp4, mxfp4_to_int8
 from gptoss_convert.encodings.mxfp4_to_bf16 import decode_to_bf16
 
 _FLOAT32_TEMPORARIES = 8
@@ -16,7 +17,19 @@ def _mxfp4_to_bf16(chunk: Chunk, order: Order) -> Chunk:
     return (decode_to_bf16(codes, scales, order),)
 
 
-_DIRECT: dict[tuple[str, str], Callable[[Chunk, Order], Chunk]] = {("mxfp4", "bf16"): _mxfp4_to_bf16}
+def _mxfp4_to_int8(chunk: Chunk, order: Order) -> Chunk:
+    return mxfp4_to_int8(chunk)
+
+
+def _int8_to_mxfp4(chunk: Chunk, order: Order) -> Chunk:
+    return int8_to_mxfp4(chunk)
+
+
+_DIRECT: dict[tuple[str, str], Callable[[Chunk, Order], Chunk]] = {
+    ("mxfp4", "bf16"): _mxfp4_to_bf16,
+    ("mxfp4", "int8-block"): _mxfp4_to_int8,
+    ("int8-block", "mxfp4"): _int8_to_mxfp4,
+}
 """Kernels by source and target; their temporaries are bounded, however many rows they are given."""
 
 

@@ -17,6 +17,7 @@ from gptoss_convert.formats.tokenizer_json import find_tokenizer
 from gptoss_convert.tokenizer import TokenizerSource
 
 FORMATS: dict[str, str] = {
+    "onnx": "gptoss_convert.formats.onnx",
     "huggingface": "gptoss_convert.formats.huggingface",
     "openai": "gptoss_convert.formats.openai",
     "gguf": "gptoss_convert.formats.gguf",
@@ -71,7 +72,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     raise InputError(
         "not a checkpoint that can be read",
         file=path,
-        expected="a folder with config.json and safetensors files, or a GGUF file",
+        expected="a folder with config.json and safetensors files, a GGUF file, or an ONNX folder",
     )
 
 

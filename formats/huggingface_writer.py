@@ -59,7 +59,7 @@ def lay_out_folder(
     )
     parts = {name: tuple(layout.placed[array.name] for array in group) for name, group in arrays.items()}
     return WeightFolder(
-        layout=layout,
+        files=layout.files,
         tensors={name: _tensor(name, spec.role, parts[name]) for name, spec in inventory(config).items()},
         parts=parts,
         texts={INDEX_NAME: index_json(layout, total_parameters=parameter_count(config))}
@@ -99,7 +99,7 @@ def _tensor(name: str, role: Role, parts: tuple[StoredTensor, ...]) -> Tensor:
 
 
 def config_json(
-    config: ModelConfig, *, carried: Mapping[str, Any], special_ids: Mapping[str, int], experts: Encoding
+    config: ModelConfig, *, carried: Mapping[str, Any], special_ids: Mapping[str, int], experts: Encoding | None
 ) -> bytes:
     """Return the contents of config.json, in the spelling of the published repositories.
 
@@ -107,12 +107,14 @@ def config_json(
         config: the model's shape, which goes before anything else.
         carried: the contents of the source's config.json; what is not about shape or encoding is kept.
         special_ids: token id by purpose, for those that the source does not declare.
-        experts: encoding of the expert matrices.
+        experts: encoding of the expert matrices; None says nothing of encodings, for weights in other formats.
     """
     kept = {key: value for key, value in carried.items() if key not in _REPLACED}
     ids = {f"{purpose}_token_id": special_ids[purpose] for purpose in ("eos", "pad") if purpose in special_ids}
     document: dict[str, Any] = _CONSTANT | ids | kept | _shape(config)
-    if experts.name == "mxfp4":
+    if experts is None:
+        pass
+    elif experts.name == "mxfp4":
         document["quantization_config"] = _QUANTIZATION
     else:
         document["torch_dtype"] = _TORCH_DTYPES[experts.name]

@@ -97,7 +97,7 @@ def lay_out_folder(config: ModelConfig, folder: Path, *, max_shard_size: int | N
         texts[INDEX_NAME] = index_json(layout).removesuffix(b"\n")  # as published
     order = inventory(config)
     return WeightFolder(
-        layout=layout,
+        files=layout.files,
         tensors={name: tensors[name] for name in order},
         parts={name: parts[name] for name in order},
         texts=texts,

@@ -345,6 +345,7 @@ def run_as_dict(run: Run) -> dict[str, Any]:
         "dtype": run.settings.dtype,
         "imitates": run.settings.imitates,
         "threads": run.settings.threads,
+        "provider": run.provider,
         "status": str(run.status),
         "reason": run.reason,
         "versions": dict(run.versions),

@@ -31,6 +31,8 @@ class Runs:
     threads: int | None = None
     timeout: float | None = None
     """Seconds for each run."""
+    provider: str | None = None
+    """Execution provider of runtimes for ONNX; others have none."""
     say: Say = lambda line: None
     made: dict[tuple[str, Path, Settings], Run] = field(default_factory=dict)
 
@@ -40,7 +42,8 @@ class Runs:
         Raises:
             BudgetError: the recording would not fit on the disk.
         """
-        settings = Settings(threads=self.threads, dtype=dtype, imitates=imitates)
+        provider = self.provider if "onnx" in runtime.formats else None
+        settings = Settings(threads=self.threads, dtype=dtype, imitates=imitates, provider=provider)
         key = (runtime.name, path.absolute(), settings)
         if key not in self.made:
             manner = f" as {imitates} computes" if imitates else "" if dtype == "float32" else f" in {dtype}"

@@ -57,6 +57,8 @@ class LogitsOptions:
     threads: int | None = None
     timeout: float | None = None
     """Seconds for each run."""
+    provider: str | None = None
+    """Execution provider of runtimes for ONNX, as in `Settings`."""
     noise_floor: bool = False
     """Measure the noise floor even if nothing depends on it."""
 
@@ -187,7 +189,8 @@ def verify_artifacts(
     Raises:
         BudgetError: recordings do not fit on the disk.
         InputError: the reference is damaged.
-        OptionError: there is no such runtime, or none of those named for an artifact.
+        OptionError: there is no such runtime, or none of those named for an artifact, or none that has execution
+            providers.
         UnsupportedError: the search for what is wrong needs a program that is not installed.
     """
     reference.require_sound()
@@ -247,6 +250,7 @@ def _require_possible(artifacts: Sequence[Path], options: VerifyOptions) -> None
             raise OptionError("there is no such runtime", found=name, expected=" or ".join(RUNTIMES))
     for path in options.logits.baselines:
         open_checkpoint(path)
+    _require_providers(artifacts, options.logits.provider)
     if options.logits.runtimes:
         for path in artifacts:
             try:
@@ -406,6 +410,7 @@ class _Examination:
                 folder=folder,
                 threads=options.threads,
                 timeout=options.timeout,
+                provider=options.provider,
                 say=say,
             ),
             policy=policy,
@@ -444,6 +449,19 @@ class _Examination:
                 made = None
             self._baselines[format_name] = made
         return self._baselines[format_name]
+
+
+def _require_providers(artifacts: Sequence[Path], provider: str | None) -> None:
+    """Raise `OptionError` if a provider was chosen, and nothing is run that has providers."""
+
+    def has_none(path: Path) -> bool:
+        try:
+            return _format(path) != "onnx"
+        except GptossConvertError:  # which is a result
+            return False
+
+    if provider is not None and all(map(has_none, artifacts)):
+        raise OptionError("only ONNX models are run on execution providers", found=provider)
 
 
 def _format(path: Path) -> str:

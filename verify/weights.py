@@ -402,7 +402,7 @@ def _compare_rows(reference: Tensor, left: Chunk, artifact: Tensor, right: Chunk
 
 def _same_in_the_wider_encoding(reference: Tensor, left: Chunk, artifact: Tensor, right: Chunk) -> bool:
     """Return whether the narrower one of two encodings holds the same numbers, zeros with their sign."""
-    if artifact.encoding.holds(reference.encoding):
+    if artifact.encoding.holds(reference.encoding) and artifact.encoding.signed_zeros:
         with reference.named_errors():
             widened = convert(left, reference.encoding, artifact.encoding, artifact.storage.order)
         return _same_bytes(widened, right)

@@ -2,11 +2,12 @@
 
 Graph and weights are apart. A graph module says what it uses; the writer places the numbers in external data files,
 row by row in canonical order, so that every initialiser is a part of a canonical tensor seen through other
-dimensions, and nothing is transposed.
+dimensions, and nothing is transposed unless the weight's layout says so.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,15 @@ class Initialiser:
         return math.prod(self.dims)
 
 
+class Layout(enum.StrEnum):
+    """In which order the numbers of a weight lie."""
+
+    ROWS = "rows"
+    """Row by row, in canonical order."""
+    ROW_PAIRS = "row-pairs"
+    """Codes of MXFP4 transposed, two rows in a byte: `formats.onnx.row_pairs` has the storage."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Weight:
     """A canonical tensor as a graph uses it."""
@@ -43,6 +53,7 @@ class Weight:
     encoding: Encoding
     initialisers: tuple[Initialiser, ...]
     """One for each part of the encoding, in the order of the parts; the rows of all are those of the tensor."""
+    layout: Layout = Layout.ROWS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -56,7 +56,8 @@ REPORT = {
     "tensors": [
         {
             "name": "str", "source_encoding": "str", "encoding": "str", "loss": "str", "rounding": "NoneType",
-            "quantisation": "NoneType", "survival": "NoneType",
+            "quantisation": "NoneType", "survival": "NoneType", "half_precision": "NoneType",
+            "signs_of_zero": "int",
         }
     ],
 }  # fmt: skip

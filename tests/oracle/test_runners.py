@@ -269,8 +269,11 @@ def test_execution_provider_of_onnxruntime_genai_can_be_chosen(graph: Path, tmp_
     runtime = RUNTIMES["onnxruntime-genai"]
     chosen = {
         provider: run_in_child(runtime, graph, [SHORT], tmp_path / provider, Settings(provider=provider))
-        for provider in ("CPUExecutionProvider", "NoneSuchExecutionProvider")
+        for provider in ("CPUExecutionProvider", "dml", "NoneSuchExecutionProvider")
     }
     assert chosen["CPUExecutionProvider"].status == Status.COMPLETED
+    assert chosen["CPUExecutionProvider"].provider == "CPU"
+    assert chosen["dml"].status == Status.REFUSED
+    assert "has not been built with DML support" in str(chosen["dml"].reason)
     assert chosen["NoneSuchExecutionProvider"].status == Status.REFUSED
     assert "NoneSuch" in str(chosen["NoneSuchExecutionProvider"].reason)

@@ -31,7 +31,7 @@ class Distribution:
 
     def unpacked(self) -> Path:
         """The folder with what is wanted; fetched once, then cached."""
-        folder = _cache() / f"{self.folder}-{self.version}-{self.sha256[:8]}"
+        folder = cache() / f"{self.folder}-{self.version}-{self.sha256[:8]}"
         if folder.is_dir():
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,8 @@ class Distribution:
         return name.startswith(self.prefix) and name.removeprefix(self.prefix).startswith(self.wanted)
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """The folder that fetched files are kept in."""
     if chosen := os.environ.get("GPTOSS_CONVERT_TEST_CACHE"):
         return Path(chosen)
     if sys.platform == "win32":

@@ -3,11 +3,17 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def build(checkpoint: Path, folder: Path, *, precision: str = "fp32", provider: str = "cpu") -> Path:
-    """Write model.onnx, its weights and genai_config.json of a Hugging Face `checkpoint` to `folder`."""
+def build(
+    checkpoint: Path, folder: Path, *, precision: str = "fp32", provider: str = "cpu", options: Sequence[str] = ()
+) -> Path:
+    """Write model.onnx, its weights and genai_config.json of a Hugging Face `checkpoint` to `folder`.
+
+    `options` are the builder's extra options, `name=value`.
+    """
     command: list[str | Path] = [
         sys.executable,
         "-P",
@@ -19,6 +25,8 @@ def build(checkpoint: Path, folder: Path, *, precision: str = "fp32", provider: 
         checkpoint,
     ]
     command += ["-o", folder, "-p", precision, "-e", provider, "-c", folder.with_name(f"{folder.name}-cache")]
+    if options:
+        command += ["--extra_options", *options]
     done = subprocess.run(
         command,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8", "TQDM_DISABLE": "1"},

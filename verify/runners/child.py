@@ -24,7 +24,7 @@ import msgspec
 from gptoss_convert.errors import BudgetError, GptossConvertError, printable
 from gptoss_convert.verify.recording import RecordingWriter
 from gptoss_convert.verify.runners.memory import PeakMemory, PeakMeter, available_memory
-from gptoss_convert.verify.runners.protocol import KnowsItsMemory, Runner, Settings
+from gptoss_convert.verify.runners.protocol import KnowsItsMemory, KnowsItsProvider, Runner, Settings
 
 REQUEST = "request.json"
 RESULT = "result.json"
@@ -61,6 +61,8 @@ class Result:
     """How it went, as far as it came."""
 
     versions: dict[str, str] = field(default_factory=dict)
+    provider: str | None = None
+    """Execution provider that computes; None for runtimes that have none."""
     load_seconds: float | None = None
     run_seconds: float | None = None
     memory: PeakMemory | None = None
@@ -107,6 +109,8 @@ def _record(request: Request, folder: Path, result: Result) -> None:
         RecordingWriter(folder, [len(prompt) for prompt in request.prompts]) as writer,
     ):
         result.load_seconds = time.perf_counter() - begin
+        if isinstance(session, KnowsItsProvider):
+            result.provider = session.provider
         begin = time.perf_counter()
         for scores in session.run(request.prompts):
             writer.add(scores)

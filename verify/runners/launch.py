@@ -61,6 +61,8 @@ class Run:
     """End of what the runtime printed."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the programs that compute, by name, as far as they became known."""
+    provider: str | None = None
+    """Execution provider that computed; None for runtimes that have none, or if it was not loaded."""
     load_seconds: float | None = None
     run_seconds: float | None = None
     memory: PeakMemory | None = None
@@ -125,6 +127,7 @@ def run_in_child(
         status=_status(result),
         reason=result.error,
         versions=result.versions,
+        provider=result.provider,
         load_seconds=result.load_seconds,
         run_seconds=result.run_seconds,
         memory=result.memory,

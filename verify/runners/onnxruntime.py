@@ -23,6 +23,7 @@ from gptoss_convert.verify.runners.genai_config import (
 )
 from gptoss_convert.verify.runners.logits import log_softmax
 from gptoss_convert.verify.runners.protocol import Scores, Settings
+from gptoss_convert.verify.runners.providers import provider_named
 
 BEST_FIRST = (
     "CUDAExecutionProvider",
@@ -84,6 +85,11 @@ class _Session:
     """numpy's types of the inputs, by name."""
     outputs: Sequence[str]
     """Names of the outputs."""
+
+    @property
+    def provider(self) -> str:
+        """onnxruntime's name of the provider that nodes are given to first."""
+        return str(self.session.get_providers()[0])
 
     def run(self, prompts: Sequence[Sequence[int]]) -> Iterator[Scores]:
         step = self.config.positions_at_once(MOST_POSITIONS)
@@ -192,11 +198,12 @@ def _provider(available: Sequence[str], chosen: str | None) -> str:
     """
     if chosen is None:
         return next(provider for provider in BEST_FIRST if provider in available)
-    if chosen not in available:
+    provider = provider_named(chosen)
+    if provider not in available:
         raise UnsupportedError(
             "no such execution provider", found=chosen, expected=" or ".join(available) or "none is installed"
         )
-    return chosen
+    return provider
 
 
 def _numpy_type(node: Any, artifact: Path) -> Any:

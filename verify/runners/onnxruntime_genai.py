@@ -16,11 +16,12 @@ from gptoss_convert.errors import InputError, UnsupportedError
 from gptoss_convert.verify.runners.genai_config import GenaiConfig, bytes_of_folder, read_genai_config
 from gptoss_convert.verify.runners.logits import log_softmax
 from gptoss_convert.verify.runners.protocol import Scores, Settings
+from gptoss_convert.verify.runners.providers import PROVIDERS, provider_named
 
 MOST_POSITIONS = 64
 """Positions that are computed at once; the logits of each take 804 kB with the real vocabulary."""
 
-_CPU = "CPUExecutionProvider"
+_GENAI_NAMES = {full: short for short, full in PROVIDERS.items()}
 
 
 class OnnxruntimeGenaiRunner:
@@ -66,6 +67,11 @@ class _Session:
     genai: Any
     model: Any
 
+    @property
+    def provider(self) -> str:
+        """onnxruntime-genai's name of the device that the cache lies on."""
+        return str(self.model.device_type)
+
     def run(self, prompts: Sequence[Sequence[int]]) -> Iterator[Scores]:
         for prompt, ids in enumerate(prompts):
             try:
@@ -101,7 +107,8 @@ def _configuration(genai: Any, artifact: Path, settings: Settings) -> Any:
         options = {"intra_op_num_threads": settings.threads}
         configuration.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
     if settings.provider is not None:
+        provider = provider_named(settings.provider)
         configuration.clear_providers()
-        if settings.provider != _CPU:  # which is what is left without any
-            configuration.append_provider(settings.provider.removesuffix("ExecutionProvider"))
+        if provider != PROVIDERS["cpu"]:  # which is what is left without any
+            configuration.append_provider(_GENAI_NAMES.get(provider, provider.removesuffix("ExecutionProvider")))
     return configuration

@@ -23,7 +23,8 @@ class Settings:
     imitates: str | None = None
     """The reference runner computes as the runtime of this name is known to."""
     provider: str | None = None
-    """Execution provider of ONNX runtimes, such as CPUExecutionProvider; None for the best that is installed."""
+    """Execution provider of ONNX runtimes, by onnxruntime's name or as cpu, cuda, dml, webgpu; None for what the
+    runtime takes by itself."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,6 +57,15 @@ class Session(Protocol):
         Raises:
             InputError: the file is damaged, or the runtime refuses it.
         """
+
+
+@runtime_checkable
+class KnowsItsProvider(Protocol):
+    """A session that can tell what it is computed with."""
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that nodes are given to first, by the name that the runtime has for it."""
 
 
 class Runner(Protocol):

@@ -2,7 +2,7 @@
 
 import itertools
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from gptoss_convert.converters.plan import Plan
 from gptoss_convert.converters.to_bf16 import Bf16Options, plan_bf16
 from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
 from gptoss_convert.converters.to_mxfp4 import Mxfp4Options, plan_mxfp4
+from gptoss_convert.converters.to_onnx import GRAPHS, OnnxOptions, plan_onnx
 from gptoss_convert.encodings import Chunk, LossClass
 from gptoss_convert.formats import open_checkpoint
 from tests.cli.command import run_here
 from tests.support.checkpoints import Shape, write_huggingface, write_original
 from tests.support.tokenizers import write_small_tokenizer
 from tests.unit.formats.gguf import models
+from tests.unit.formats.onnx.folders import use_test_graphs
 
 SHAPE = Shape(layers=1, hidden=512, intermediate=160, experts=2, experts_per_token=2, vocab=512)
 """So many blocks that every byte of codes occurs with every scale."""
@@ -39,6 +41,10 @@ ENCODINGS = {
     Form.GGUF_F32: ("gguf", "f32", "f32", "f32"),
     Form.GGUF_Q8_0: ("gguf", "mxfp4", "q8_0", "f32"),
     Form.GGUF_QUANTISED: ("gguf", "q5_0", "q4_0", "f32"),
+    Form.ONNX: ("onnx", "mxfp4", "f32", "f32"),
+    Form.ONNX_F16: ("onnx", "mxfp4", "f16", "f16"),
+    Form.ONNX_INT8: ("onnx", "int8-block", "f32", "f32"),
+    Form.ONNX_INT4: ("onnx", "int4-block", "f32", "f32"),
 }
 """Format, and encodings of experts, of other matrices, and of all else."""
 SMALL_RANGE = {Form.GGUF_F16, Form.GGUF_Q8_0}
@@ -57,6 +63,7 @@ def convert(source: Path, command: str, output: Path, **how: Any) -> tuple[Plan,
         "to-bf16": lambda: plan_bf16(checkpoint, output, Bf16Options(**options)),
         "to-mxfp4": lambda: plan_mxfp4(checkpoint, output, Mxfp4Options(**options), **how),
         "to-gguf": lambda: plan_gguf(checkpoint, output, GgufOptions(**options)),
+        "to-onnx": lambda: plan_onnx(checkpoint, output, OnnxOptions(**options)),
     }[name]().with_manifest()
     return plan, execute(plan)
 
@@ -108,7 +115,7 @@ class Models:
             tokens = ["t", "1", "t1", *(f"t{index}" for index in range(3, models.VOCAB))]
             models.write(path, models.random_values(), encodings=kinds, change={"tokenizer.ggml.tokens": tokens})
             return
-        if form.name.startswith("GGUF"):
+        if form.name.startswith(("GGUF", "ONNX")):
             way = conversion(Form.HUGGINGFACE, form)
             assert way is not None
             convert(self.path(Form.HUGGINGFACE, tame), way.command, path)
@@ -119,6 +126,14 @@ class Models:
             write_original(path, SHAPE, **filling)
         else:
             write_huggingface(path, SHAPE, experts="bf16" if form is Form.BF16 else "mxfp4", **filling)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _test_graphs() -> Iterator[None]:
+    """Graphs hand out their weights, in every combination of encodings."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_test_graphs(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +156,34 @@ def encodings_by_role(checkpoint: Checkpoint) -> dict[str, set[str]]:
 
 def output_for(folder: Path, form: Form, name: str) -> Path:
     return folder / (f"{name}.gguf" if form.name.startswith("GGUF") else name)
+
+
+def loses_signs(item: Conversion) -> bool:
+    """Whether zeros lose their sign, of which every model has some that can have them."""
+    return item.target is Form.ONNX_INT8 and item.source not in (Form.ONNX_INT8, Form.ONNX_INT4)
+
+
+def without_signs_of_zero(encoding: str, parts: list[bytes]) -> list[bytes]:
+    """Bytes of a tensor with all zeros alike."""
+    match encoding:
+        case "mxfp4":
+            codes = np.frombuffer(parts[0], np.uint8).copy()
+            codes[codes & 0x0F == 0x08] &= 0xF0
+            codes[codes & 0xF0 == 0x80] &= 0x0F
+            return [codes.tobytes(), parts[1]]
+        case "f16" | "bf16":
+            bits = np.frombuffer(parts[0], np.uint16)
+            return [np.where(bits == 0x8000, 0, bits).astype(np.uint16).tobytes()]
+        case "f32":
+            return [(np.frombuffer(parts[0], np.float32) + np.float32(0)).tobytes()]
+        case _:
+            return parts
+
+
+def stored(path: Path) -> Mapping[str, tuple[str, list[bytes]]]:
+    """Encoding and parts of every tensor."""
+    encodings = {name: tensor.encoding.name for name, tensor in open_checkpoint(path).tensors.items()}
+    return {name: (encodings[name], [part.tobytes() for part in chunk]) for name, chunk in tensors(path).items()}
 
 
 def label(item: Conversion) -> str:
@@ -207,7 +250,7 @@ def test_conversion_does_what_the_table_says(item: Conversion, models_of: Models
         assert report.loss.severity <= plan.loss.severity
     else:
         assert report.loss is item.found
-    assert (digest(plan.output) == digest(source)) == (report.loss is not LossClass.LOSSY)
+    assert (digest(plan.output) == digest(source)) == (report.loss is not LossClass.LOSSY and not loses_signs(item))
 
 
 @pytest.mark.parametrize("item", MATRIX, ids=label)
@@ -230,12 +273,25 @@ def test_way_back_restores_what_the_table_says(item: Conversion, models_of: Mode
             assert digest(back) == digest(source)
             assert different
             assert all("experts" in name for name in different)
+        case Restored.UNSIGNED:
+            assert different
+            before, after = stored(source), stored(back)
+            for name, (encoding, parts) in before.items():
+                assert after[name] == (encoding, without_signs_of_zero(encoding, parts)), name
         case Restored.ROUNDED:
             assert digest(back) != digest(source)
     if item.restored is Restored.VALUES:
         with_base = output_for(tmp_path, item.source, "with base")
         convert(there, way_back.command, with_base, base=open_checkpoint(source))
         assert same_bytes(source, with_base) == []
+
+
+@pytest.mark.parametrize("command", sorted({item.command for item in MATRIX if "to-onnx" in item.command}))
+def test_targets_take_what_the_table_asks_of_them(command: str) -> None:
+    _, *words = shlex.split(command)
+    target = GRAPHS[words[words.index("--target") + 1]]
+    assert words[words.index("--experts") + 1] in target.experts
+    assert words[words.index("--activations") + 1] in target.activations
 
 
 # --- longer ways
@@ -249,6 +305,7 @@ def test_way_back_restores_what_the_table_says(item: Conversion, models_of: Mode
         (Form.HUGGINGFACE, Form.BF16, Form.HUGGINGFACE),
         (Form.HUGGINGFACE, Form.BF16, Form.BF16, Form.OPENAI, Form.GGUF, Form.BF16, Form.HUGGINGFACE),
         (Form.OPENAI, Form.GGUF, Form.BF16, Form.OPENAI),
+        (Form.HUGGINGFACE, Form.ONNX, Form.GGUF, Form.ONNX, Form.BF16, Form.ONNX, Form.HUGGINGFACE),
     ],
     ids=lambda way: "-".join(form.name for form in way),
 )

@@ -17,11 +17,14 @@ from gptoss_convert.converters.recoding import (
     NOTHING_FOUND,
     PLAIN,
     Findings,
+    HalvingRecoding,
     NamingRecoding,
     QuantisingRecoding,
     Recoding,
+    SignlessRecoding,
 )
 from gptoss_convert.encodings import ENCODINGS, Array, Chunk, Order
+from gptoss_convert.encodings.bf16_to_f16 import HalfFigures
 from gptoss_convert.encodings.deviation import deviation
 from gptoss_convert.encodings.mxfp4_canonical import noncanonical_scales
 from gptoss_convert.encodings.mxfp4_quantiser import ScaleRule, quantise
@@ -232,14 +235,49 @@ def test_findings_add_up_and_are_ready_for_json() -> None:
     assert facts["rounding"] is None
     assert facts["quantisation"]["blocks"] == ROWS * COLUMNS // 32
     assert facts["survival"]["share_tuned"] == total.survival.share_tuned
-    assert Findings().as_dict() == {"rounding": None, "quantisation": None, "survival": None}
+    assert Findings().as_dict() == {
+        "rounding": None,
+        "quantisation": None,
+        "survival": None,
+        "half_precision": None,
+        "signs_of_zero": 0,
+    }
+
+
+@pytest.mark.parametrize("source_encoding", ["bf16", "f32"])
+def test_halving_tells_how_numbers_fit_the_range_of_float16(source_encoding: str) -> None:
+    """By the kernel for bfloat16 as by the way through float32."""
+    numbers = np.zeros((1, 32), np.float32)
+    numbers[0, :4] = [2.0**-15, 2.0**-30, -(2.0**-24), 1.0]
+    chunk = ENCODINGS[source_encoding].encode(numbers)
+    recoding = HalvingRecoding() if source_encoding == "bf16" else PLAIN
+    recoded = recoding.recode(tensor(source_encoding, chunk), target("f16"), 0, chunk)
+    np.testing.assert_array_equal(recoded.chunk[0], numbers.astype(np.float16))
+    assert recoded.findings.halves == HalfFigures(values=32, subnormal=2, vanished=1)
+    assert recoded.findings.deviation.different == 1
+    twice = recoded.findings + recoded.findings
+    assert twice.as_dict()["half_precision"] == {"values": 64, "subnormal": 4, "vanished": 2}
+
+
+def test_zeros_that_lose_their_sign_are_counted() -> None:
+    chunk = MXFP4.encode(np.where(np.arange(64) % 4 == 0, -0.0, 1.0).astype(np.float32).reshape(2, 32))
+    recoded = SignlessRecoding().recode(tensor("mxfp4", chunk), target("int8-block"), 0, chunk)
+    assert recoded.findings == Findings(signs_of_zero=16)
+    assert (recoded.findings + recoded.findings).as_dict()["signs_of_zero"] == 32
 
 
 # --- values, and memory
 
 
 @pytest.mark.parametrize(
-    "recoding", [PLAIN, NamingRecoding(), QuantisingRecoding(ScaleRule.EVEN, named=Names(b"\xff" * ROWS * 3))]
+    "recoding",
+    [
+        PLAIN,
+        NamingRecoding(),
+        HalvingRecoding(),
+        SignlessRecoding(),
+        QuantisingRecoding(ScaleRule.EVEN, named=Names(b"\xff" * ROWS * 3)),
+    ],
 )
 def test_recodings_are_values(recoding: Recoding) -> None:
     assert pickle.loads(pickle.dumps(recoding)) == recoding

@@ -22,15 +22,19 @@ from gptoss_convert.encodings import (
     encoding,
     loss_class,
 )
+from gptoss_convert.encodings.integer_scales import shortened
 from gptoss_convert.errors import OptionError
 
-NAMES = ("f32", "f16", "bf16", "mxfp4", "q8_0")
+NAMES = ("f32", "f16", "bf16", "mxfp4", "q8_0", "int8-block", "int4-block")
 VALUE_EXACT = {
     ("f16", "f32"),
     ("bf16", "f32"),
     ("mxfp4", "f32"),
     ("mxfp4", "bf16"),
     ("q8_0", "f32"),
+    ("int8-block", "f32"),
+    ("int4-block", "f32"),
+    ("mxfp4", "int8-block"),
 }
 
 
@@ -45,6 +49,9 @@ def sample(name: str) -> Chunk:
         return (rng.integers(0, 0x7F80, (4, 64), np.uint16),)
     if name == "mxfp4":
         return rng.integers(0, 256, (4, 32), np.uint8), rng.integers(0, 253, (4, 2), np.uint8)
+    if name.startswith("int"):
+        codes = rng.integers(0, 256, (4, 64 if name == "int8-block" else 32), np.uint8)
+        return codes, shortened(rng.standard_normal((4, 2), np.float32))
     codes = rng.integers(-128, 128, (4, 64)).astype(np.int8)
     return codes, rng.integers(0, 0x7C00, (4, 2)).astype(np.uint16).view(np.float16)
 
@@ -61,7 +68,7 @@ def test_encodings_are_known_by_their_names() -> None:
 
 
 def test_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(OptionError, match=r"q4_k.*f32, f16, bf16, mxfp4, q8_0"):
+    with pytest.raises(OptionError, match=r"q4_k.*f32, f16, bf16, mxfp4, q8_0, int8-block, int4-block"):
         encoding("q4_k")
 
 
@@ -87,6 +94,8 @@ def test_numbers_can_be_decoded(name: str) -> None:
         ("bf16", 16, 5760, 23040),
         ("mxfp4", 4.25, 1530, 6120),
         ("q8_0", 8.5, 3060, 12240),
+        ("int8-block", 9, 3240, 12960),
+        ("int4-block", 5, 1800, 7200),
     ],
 )
 def test_sizes(name: str, bits: float, row: int, tensor: int) -> None:
@@ -103,7 +112,10 @@ def test_size_is_that_of_the_encoded_parts(name: str) -> None:
     assert [part.dtype for part in chunk] == [part.dtype for part in ENCODINGS[name].parts]
 
 
-@pytest.mark.parametrize(("name", "columns"), [("mxfp4", 33), ("mxfp4", 16), ("q8_0", 1), ("q8_0", 100)])
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [("mxfp4", 33), ("mxfp4", 16), ("q8_0", 1), ("q8_0", 100), ("int8-block", 33), ("int4-block", 2)],
+)
 def test_rows_of_broken_blocks_do_not_fit(name: str, columns: int) -> None:
     assert not ENCODINGS[name].fits(columns)
     with pytest.raises(EncodingError, match=f"whole blocks of 32, not of {columns}"):
@@ -145,7 +157,7 @@ def test_severity_grows_with_the_loss() -> None:
 
 
 @pytest.mark.parametrize("distribution", ["normal", "uniform", "laplace", "student"])
-@pytest.mark.parametrize("name", ["f16", "bf16", "mxfp4", "q8_0"])
+@pytest.mark.parametrize("name", ["f16", "bf16", "mxfp4", "q8_0", "int8-block", "int4-block"])
 def test_rounding_leaves_more_signal_than_the_floor(name: str, distribution: str) -> None:
     rng = np.random.default_rng(5)
     draw = {
@@ -181,10 +193,20 @@ def test_value_exact_conversions_keep_every_bit_of_the_values(source: str, targe
     chunk = sample(source)
     values = ENCODINGS[source].decode(chunk)
     converted = convert(chunk, ENCODINGS[source], ENCODINGS[target])
+    if not ENCODINGS[target].signed_zeros:
+        values = values + np.float32(0)  # -0 becomes 0
     np.testing.assert_array_equal(
         ENCODINGS[target].decode(converted).view(np.uint32),
         values.view(np.uint32),
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sign_of_zero(name: str) -> None:
+    values = np.full((1, 32), -0.0, np.float32)
+    values[0, 0] = 1
+    kept = np.signbit(ENCODINGS[name].decode(ENCODINGS[name].encode(values))[0, 1:])
+    assert kept.all() == ENCODINGS[name].signed_zeros or name == "q8_0"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -243,5 +265,5 @@ def test_every_second_row_decodes_like_a_copy_of_it(name: str) -> None:
     np.testing.assert_array_equal(ENCODINGS[name].decode(strided), ENCODINGS[name].decode(copied))
 
 
-def test_bytes_of_mxfp4_have_to_be_checked_and_those_of_all_others_need_not() -> None:
-    assert [name for name in NAMES if not ENCODINGS[name].takes_any_bytes] == ["mxfp4"]
+def test_scales_of_some_blocks_have_to_be_checked() -> None:
+    assert [name for name in NAMES if not ENCODINGS[name].takes_any_bytes] == ["mxfp4", "int8-block", "int4-block"]

@@ -170,8 +170,8 @@ def write(
 ) -> WeightFolder:
     """Plan a folder and write it, each tensor in pieces of 7 rows; no byte may be left out or written twice."""
     planned = lay_out_folder(checkpoint.config, encodings, folder, max_shard_size=limit)
-    memory = Memory({file.path: bytearray(file.size) for file, _ in planned.layout.files})
-    for file, header in planned.layout.files:
+    memory = Memory({file.path: bytearray(file.size) for file, _ in planned.files})
+    for file, header in planned.files:
         memory.write(file.path, header, 0)
     for name, target in planned.tensors.items():
         source = checkpoint.tensors[name]
@@ -274,9 +274,9 @@ def test_shards_keep_within_their_size(tmp_path: Path) -> None:
     config = huggingface.parse_config(raw_config(), SOURCE)
     encodings = dict.fromkeys(inventory(config), BF16)
     planned = lay_out_folder(config, encodings, tmp_path, max_shard_size=60_000)
-    assert len(planned.layout.files) > 2
-    for file, header in planned.layout.files:
-        inside = [tensor for tensor in planned.layout.placed.values() if tensor.file == file]
+    assert len(planned.files) > 2
+    for file, header in planned.files:
+        inside = [part for parts in planned.parts.values() for part in parts if part.file == file]
         assert file.size - len(header) <= 60_000 or len(inside) == 1
 
 

@@ -45,7 +45,7 @@ def published(model: str) -> ModelConfig:
 
 def test_files_of_20b_are_the_published_ones(tmp_path: Path) -> None:
     planned = lay_out_folder(published("20b"), tmp_path, max_shard_size=None, source=SOURCE)
-    [(file, _)] = planned.layout.files
+    [(file, _)] = planned.files
     assert (file.path, file.size) == (tmp_path / "model.safetensors", 13_761_300_984)
     original = GPT_OSS / "20b/original"
     assert planned.texts == {name: (original / name).read_bytes() for name in ("config.json", "dtypes.json")}
@@ -54,7 +54,7 @@ def test_files_of_20b_are_the_published_ones(tmp_path: Path) -> None:
 def test_files_of_120b_are_the_published_ones(tmp_path: Path) -> None:
     """Sizes and SHA-256 of openai/gpt-oss-120b at b5c939de, `original/`."""
     planned = lay_out_folder(published("120b"), tmp_path, max_shard_size=PUBLISHED_SHARD_SIZE, source=SOURCE)
-    assert {file.path.name: file.size for file, _ in planned.layout.files} == {
+    assert {file.path.name: file.size for file, _ in planned.files} == {
         "model--00001-of-00007.safetensors": 10_544_040_680,
         "model--00002-of-00007.safetensors": 10_488_721_680,
         "model--00003-of-00007.safetensors": 10_488_721_688,
@@ -63,7 +63,7 @@ def test_files_of_120b_are_the_published_ones(tmp_path: Path) -> None:
         "model--00006-of-00007.safetensors": 10_433_402_600,
         "model--00007-of-00007.safetensors": 2_316_539_800,
     }
-    assert len(planned.layout.placed) == 543
+    assert len({part.name for parts in planned.parts.values() for part in parts}) == 543
     digests = {name: hashlib.sha256(planned.texts[name]).hexdigest() for name in ("config.json", INDEX)}
     assert digests == {
         "config.json": "063aaa98e012cac330d58d18471700f0b0eb90bb15c58fb227809d45090f3e65",
@@ -77,8 +77,8 @@ def test_files_of_120b_are_the_published_ones(tmp_path: Path) -> None:
 def written(checkpoint: Checkpoint, folder: Path, limit: int | None) -> WeightFolder:
     """Plan a folder and write it, each tensor in pieces of 7 rows; no byte may be left out or written twice."""
     planned = lay_out_folder(checkpoint.config, folder, max_shard_size=limit, source=checkpoint.path)
-    memory = Memory({file.path: bytearray(file.size) for file, _ in planned.layout.files})
-    for file, header in planned.layout.files:
+    memory = Memory({file.path: bytearray(file.size) for file, _ in planned.files})
+    for file, header in planned.files:
         memory.write(file.path, header, 0)
     for name, target in planned.tensors.items():
         source = checkpoint.tensors[name]
@@ -136,7 +136,7 @@ def test_what_is_written_is_read_as_it_was_planned(limit: int | None, tmp_path: 
 def test_parts_are_where_the_storages_write(tmp_path: Path) -> None:
     """Each canonical tensor is told with the bytes that it takes: none between them, and none twice."""
     planned = lay_out_folder(SMALL, tmp_path, max_shard_size=None, source=SOURCE)
-    [(file, header)] = planned.layout.files
+    [(file, header)] = planned.files
     end = len(header)
     for part in sorted((part for parts in planned.parts.values() for part in parts), key=lambda part: part.offset):
         assert part.offset == end
@@ -151,7 +151,7 @@ def test_parts_are_where_the_storages_write(tmp_path: Path) -> None:
     prefix = "model.layers.1.self_attn."
     fused = [planned.parts[f"{prefix}{letter}_proj.weight"] for letter in "qkv"]
     assert {part.name for parts in fused for part in parts} == {"block.1.attn.qkv.weight"}
-    starts = [parts[0].offset - planned.layout.placed["block.1.attn.qkv.weight"].offset for parts in fused]
+    starts = [parts[0].offset - fused[0][0].offset for parts in fused]
     row = 2 * SHAPE.hidden
     query, key = SHAPE.heads * SHAPE.head_dim, SHAPE.kv_heads * SHAPE.head_dim
     assert starts == [0, query * row, (query + key) * row]
@@ -159,8 +159,9 @@ def test_parts_are_where_the_storages_write(tmp_path: Path) -> None:
 
 def test_shards_are_filled_by_name(tmp_path: Path) -> None:
     planned = lay_out_folder(SMALL, tmp_path, max_shard_size=40_000, source=SOURCE)
-    files = [planned.layout.placed[tensor.name].file for tensor, _ in original_tensors(SHAPE)]
-    by_name = [planned.layout.placed[name].file.path.name for name in sorted(planned.layout.placed)]
+    placed = {part.name: part.file for parts in planned.parts.values() for part in parts}
+    files = [placed[tensor.name] for tensor, _ in original_tensors(SHAPE)]
+    by_name = [placed[name].path.name for name in sorted(placed)]
     assert len(set(files)) > 2
     assert by_name == sorted(by_name)
     assert by_name[0] == f"model--00001-of-{len(set(files)):05d}.safetensors"

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from gptoss_convert.errors import InputError, UnsupportedError
 from gptoss_convert.verify.runners.onnxruntime import MOST_POSITIONS, RUNNER
-from gptoss_convert.verify.runners.protocol import Scores, Settings
+from gptoss_convert.verify.runners.protocol import KnowsItsProvider, Scores, Settings
 
 CACHE = (1, 1, "past", 1)
 IDS = [5, 3, 8, 1]
@@ -206,6 +206,23 @@ def test_folder_without_description_is_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(InputError, match="not a folder"):
         RUNNER.memory_needed(tmp_path / "nowhere", Settings())
+
+
+@pytest.mark.parametrize("name", ["cpu", "CPU", "CPUExecutionProvider", None])
+def test_provider_is_known_by_both_names_and_told(name: str | None, tmp_path: Path) -> None:
+    with RUNNER.open(write_folder(tmp_path), Settings(provider=name)) as session:
+        assert isinstance(session, KnowsItsProvider)
+        assert session.provider == "CPUExecutionProvider"
+
+
+def test_provider_that_is_not_installed_is_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(
+            UnsupportedError, match=r"no such execution provider: found dml, expected .*CPUExecutionProvider"
+        ),
+        RUNNER.open(write_folder(tmp_path), Settings(provider="dml")),
+    ):
+        pass
 
 
 def test_memory_is_that_of_the_files(tmp_path: Path) -> None:

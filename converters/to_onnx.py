@@ -1,0 +1,197 @@
+"""The recipe for ONNX: a folder that onnxruntime and onnxruntime-genai run, with a graph made for its target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from gptoss_convert.assets import CONFIG
+from gptoss_convert.checkpoint import Checkpoint, ModelConfig, Role, Tensor, inventory
+from gptoss_convert.converters.plan import Plan
+from gptoss_convert.converters.recoding import PLAIN, HalvingRecoding, Recoding, SignlessRecoding
+from gptoss_convert.converters.to_mxfp4 import quantising_recodings
+from gptoss_convert.converters.weight_folder import (
+    carried_configuration,
+    carry_over,
+    plan_weight_folder,
+    require_folder_name,
+)
+from gptoss_convert.encodings import ENCODINGS
+from gptoss_convert.errors import OptionError, UnsupportedError
+from gptoss_convert.formats.huggingface_writer import config_json
+from gptoss_convert.formats.onnx.graph.options import GraphOptions
+from gptoss_convert.formats.onnx.weights import Graph
+from gptoss_convert.formats.onnx.writer import lay_out_graph
+from gptoss_convert.tokenizer import TokenizerSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphTarget:
+    """What runs a graph, and where graphs for it are made."""
+
+    builder: str
+    """`module:function`; the function takes a `ModelConfig` and `GraphOptions` and returns a `Graph`."""
+    experts: tuple[str, ...]
+    """Encodings of experts that it takes, the default first."""
+    activations: tuple[Literal["f32", "f16"], ...]
+    """Types that it computes with, the default first."""
+
+
+_GRAPHS = "gptoss_convert.formats.onnx.graph"
+GRAPHS: Mapping[str, GraphTarget] = {
+    "directml": GraphTarget(
+        builder=f"{_GRAPHS}.standard:build_standard_graph",
+        experts=("mxfp4", "int8", "f16"),
+        activations=("f16", "f32"),
+    ),
+    "webgpu": GraphTarget(
+        builder=f"{_GRAPHS}.standard:build_standard_graph",
+        experts=("mxfp4", "int8", "f16"),
+        activations=("f16", "f32"),
+    ),
+    "cpu": GraphTarget(
+        builder=f"{_GRAPHS}.cpu:build_cpu_graph",
+        experts=("int8", "int4"),
+        activations=("f32",),
+    ),
+    "cuda": GraphTarget(
+        builder=f"{_GRAPHS}.cuda:build_cuda_graph",
+        experts=("mxfp4",),
+        activations=("f16",),
+    ),
+}
+"""By name of the target."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxOptions:
+    """What the user decides about an ONNX folder."""
+
+    target: str
+    """One of `GRAPHS`."""
+    experts: str | None = None
+    """How the expert matrices are stored; None takes what suits the target and loses nothing."""
+    activations: str | None = None
+    """Type of all that is computed, and of matrices other than experts; None takes what suits the target."""
+    max_shard_size: int | None = None
+    """Bytes of a file of external data; None writes one file."""
+    allow_lossy_source: bool = False
+    """Whether numbers that were rounded when the source was stored may be decoded."""
+
+
+def plan_onnx(
+    checkpoint: Checkpoint,
+    folder: Path,
+    options: OnnxOptions,
+    *,
+    tokenizer: TokenizerSource | None = None,
+) -> Plan:
+    """Plan the conversion of `checkpoint` to an ONNX folder. Reads no tensor data.
+
+    Args:
+        checkpoint: the model.
+        folder: the folder to write.
+        options: target, encodings, size of the files.
+        tokenizer: takes the place of the checkpoint's own.
+
+    Raises:
+        InputError: the checkpoint is not sound, or a file beside it is damaged.
+        OptionError: there is no such target, or it does not take what is asked for.
+        UnsupportedError: numbers of the source cannot be decoded, the graph cannot express the model, or the
+            library that makes graphs is not installed.
+    """
+    checkpoint.require_sound()
+    require_folder_name(folder)
+    target, graph_options = _resolve(options)
+    _require_whole_blocks(checkpoint, graph_options)
+    graph = build_graph(target, checkpoint.config, graph_options)
+    folder = folder.absolute()
+    carried = carry_over(checkpoint, tokenizer)
+    config = config_json(
+        checkpoint.config,
+        carried=carried_configuration(checkpoint),
+        special_ids=carried.special_ids,
+        experts=None,
+    )
+    return plan_weight_folder(
+        checkpoint,
+        folder,
+        lay_out_graph(graph, checkpoint.config, folder, max_shard_size=options.max_shard_size),
+        format_name="onnx",
+        recoding=_recodings(checkpoint, graph_options),
+        carried=carried,
+        texts={CONFIG: config},
+        notes=(
+            f"graph for {options.target}: experts {graph_options.experts}, computes in {graph_options.activations}",
+        ),
+        allow_lossy_source=options.allow_lossy_source,
+    )
+
+
+def build_graph(target: GraphTarget, config: ModelConfig, options: GraphOptions) -> Graph:
+    """Return the graph of a model for a target.
+
+    Raises:
+        UnsupportedError: the graph cannot express the model, or the library that makes graphs is not installed.
+    """
+    if find_spec("onnx") is None:
+        raise UnsupportedError("onnx is not installed", hint="pip install 'gptoss-convert[onnx]'")
+    module, _, function = target.builder.partition(":")
+    graph: Graph = getattr(import_module(module), function)(config, options)
+    return graph
+
+
+def _resolve(options: OnnxOptions) -> tuple[GraphTarget, GraphOptions]:
+    """Return the target, and what is asked of its graph."""
+    target = GRAPHS.get(options.target)
+    if target is None:
+        raise OptionError("unknown target", found=options.target, expected="one of " + ", ".join(GRAPHS))
+    experts = options.experts or target.experts[0]
+    activations = options.activations or target.activations[0]
+    for what, asked, taken in (
+        ("experts", experts, target.experts),
+        ("activations", activations, target.activations),
+    ):
+        if asked not in taken:
+            raise OptionError(
+                f"target {options.target} does not take these {what}",
+                found=asked,
+                expected="one of " + ", ".join(taken),
+            )
+    return target, GraphOptions(experts=experts, activations=activations)
+
+
+def _require_whole_blocks(checkpoint: Checkpoint, options: GraphOptions) -> None:
+    if options.experts == "f16":
+        return
+    mxfp4 = ENCODINGS["mxfp4"]
+    for name, spec in inventory(checkpoint.config).items():
+        if spec.role is Role.EXPERTS and not mxfp4.fits(spec.shape[-1]):
+            raise UnsupportedError(
+                "rows of experts are not whole blocks",
+                file=checkpoint.tensors[name].file,
+                tensor=name,
+                found=f"{spec.shape[-1]} elements",
+                expected=f"a multiple of {mxfp4.block}",
+            )
+
+
+def _recodings(checkpoint: Checkpoint, options: GraphOptions) -> Callable[[Tensor, Tensor], Recoding]:
+    """Return what tells how the numbers of a tensor get from source to target."""
+    quantised = quantising_recodings(checkpoint) if options.experts == "mxfp4" else {}
+
+    def recoding(source: Tensor, target: Tensor) -> Recoding:
+        by_encodings = _RECODINGS.get((source.encoding.name, target.encoding.name), PLAIN)
+        return quantised.get(source.name, by_encodings)
+
+    return recoding
+
+
+_RECODINGS: Mapping[tuple[str, str], Recoding] = {
+    ("bf16", "f16"): HalvingRecoding(),
+    ("mxfp4", "int8-block"): SignlessRecoding(),
+}

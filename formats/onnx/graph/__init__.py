@@ -1,0 +1,1 @@
+"""Graphs of gpt-oss: operators and the weights that they want, without the numbers."""

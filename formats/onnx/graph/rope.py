@@ -1,0 +1,89 @@
+"""Tables of the rotary position embedding with YaRN scaling (arXiv:2309.00071), for all positions of a model.
+
+They are tables, not nodes: Direct3D asks sine and cosine of a shader to be right to 0.0008 up to 100 pi only, and
+gpt-oss has angles up to 131,072. The angle is the product of position and frequency rounded to float32, as in
+OpenAI's `RotaryEmbedding` and transformers' `_compute_yarn_parameters`, for that rounding is part of the model: at
+position 10,000 it is up to 5e-4. Powers, sines and cosines are the nearest float32 numbers; torch's are at times
+the next ones, so that two of the 32 frequencies of gpt-oss differ in the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_convert.checkpoint import ModelConfig, YarnRope
+from gptoss_convert.errors import UnsupportedError
+
+Float32: TypeAlias = NDArray[np.float32]
+
+_MOST_BYTES = 512 << 20
+"""Of both tables; those of gpt-oss have 32 MiB, and a graph must stay below 2 GiB."""
+_STEP = 4096
+"""Positions whose angles are held at once."""
+
+
+def rotation_tables(config: ModelConfig) -> tuple[Float32, Float32]:
+    """Return cosines and sines of all positions, times the concentration, each `[positions, head_dim / 2]`.
+
+    Raises:
+        UnsupportedError: the tables would be too large, or the base makes no frequencies that fall.
+    """
+    positions, pairs = config.max_position_embeddings, config.head_dim // 2
+    if 8 * positions * pairs > _MOST_BYTES:
+        raise UnsupportedError(
+            "rotary tables of all positions do not fit into a graph",
+            found=f"{positions} positions",
+            expected=f"at most {_MOST_BYTES // (8 * pairs)}",
+        )
+    frequencies = inverse_frequencies(config.rope, config.head_dim)
+    factor = np.float32(concentration(config.rope))
+    cosines, sines = (np.empty((positions, pairs), np.float32) for _ in range(2))
+    for start in range(0, positions, _STEP):
+        stop = min(start + _STEP, positions)
+        angles = np.arange(start, stop, dtype=np.float32)[:, None] * frequencies
+        wide = angles.astype(np.float64)
+        cosines[start:stop] = np.cos(wide).astype(np.float32) * factor
+        sines[start:stop] = np.sin(wide).astype(np.float32) * factor
+    return cosines, sines
+
+
+def inverse_frequencies(rope: YarnRope, head_dim: int) -> Float32:
+    """Return the angle per position of each pair of dimensions, float32 `[head_dim / 2]`.
+
+    Pairs below `low` keep the frequency that they were trained with, those above `high` are slowed down by the
+    factor, and those between are mixed.
+
+    Raises:
+        UnsupportedError: the base makes no frequencies that fall.
+    """
+    if rope.theta <= 1:
+        raise UnsupportedError("rotary embedding of a base that is not above 1", found=rope.theta)
+    one = np.float32(1)
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    powers = np.power(np.float64(np.float32(rope.theta)), exponents.astype(np.float64)).astype(np.float32)
+    kept, slowed = one / powers, one / (np.float32(rope.factor) * powers)
+    low, high = (_pair_that_turns(turns, rope, head_dim) for turns in (rope.beta_fast, rope.beta_slow))
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    ramp = (np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
+    mask = one - np.clip(ramp, 0, 1)
+    mixed: Float32 = slowed * (one - mask) + kept * mask
+    return mixed
+
+
+def concentration(rope: YarnRope) -> float:
+    """Return the factor on sine and cosine, which makes the attention of longer contexts more pointed."""
+    return 0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+
+
+def _pair_that_turns(turns: float, rope: YarnRope, head_dim: int) -> float:
+    """Return which pair turns so many times within the original context length; pairs lie between whole numbers."""
+    wavelength = rope.original_context_length / (turns * 2 * math.pi)
+    return head_dim * math.log(wavelength) / (2 * math.log(rope.theta))
