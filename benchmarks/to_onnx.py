@@ -1,4 +1,4 @@
-"""to-onnx on full-width slices of gpt-oss-20b, against `cp` of what it wrote."""
+"""to-onnx on full-width slices of gpt-oss-20b, against `cp` of what it wrote, made durable as our outputs are."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Result:
         for way, runs in self.runs.items():
             lines += [
                 f"{way}: {self.nbytes[way]} bytes of external data",
-                *table({"cp of the data": self.copies[way], "to-onnx": runs}, copy=self.copies[way]),
-                f"median of the ratios to cp, pair by pair: {median_ratio(runs, self.copies[way]):.2f}",
+                *table({"cp and sync of the data": self.copies[way], "to-onnx": runs}, copy=self.copies[way]),
+                f"median of the ratios to cp and sync, pair by pair: {median_ratio(runs, self.copies[way]):.2f}",
             ]
         return lines
 
@@ -67,7 +67,7 @@ def _measure(source: Path, folder: Path, layers: int, rounds: int) -> Result:
             prepare_machine(needed)
             ours = run(words)
             prepare_machine(needed)
-            theirs = run(["cp", output / "model.onnx.data", copy])
+            theirs = run(["sh", "-c", 'cp "$1" "$2" && exec sync "$2"', "sh", output / "model.onnx.data", copy])
             copy.unlink()
             if number:
                 result.runs[way].append(ours)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -9,12 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from gptoss_convert.assets import CONFIG
+from gptoss_convert.assets import CONFIG, GENERATION_CONFIG, MODEL_CARD
 from gptoss_convert.checkpoint import Checkpoint, ModelConfig, Role, Tensor, inventory
 from gptoss_convert.converters.plan import Plan
 from gptoss_convert.converters.recoding import PLAIN, HalvingRecoding, Recoding, SignlessRecoding
 from gptoss_convert.converters.to_mxfp4 import quantising_recodings
 from gptoss_convert.converters.weight_folder import (
+    Carried,
     carried_configuration,
     carry_over,
     plan_weight_folder,
@@ -23,7 +25,9 @@ from gptoss_convert.converters.weight_folder import (
 from gptoss_convert.encodings import ENCODINGS
 from gptoss_convert.errors import OptionError, UnsupportedError
 from gptoss_convert.formats.huggingface_writer import config_json
+from gptoss_convert.formats.onnx.genai_config import GENAI_CONFIG, GraphFacts, SpecialIds, genai_config
 from gptoss_convert.formats.onnx.graph.options import GraphOptions
+from gptoss_convert.formats.onnx.readme import readme
 from gptoss_convert.formats.onnx.weights import Graph
 from gptoss_convert.formats.onnx.writer import lay_out_graph
 from gptoss_convert.tokenizer import TokenizerSource
@@ -111,12 +115,12 @@ def plan_onnx(
     graph = build_graph(target, checkpoint.config, graph_options)
     folder = folder.absolute()
     carried = carry_over(checkpoint, tokenizer)
-    config = config_json(
-        checkpoint.config,
-        carried=carried_configuration(checkpoint),
-        special_ids=carried.special_ids,
-        experts=None,
-    )
+    texts = _texts(checkpoint, carried, graph, options.target, graph_options)
+    notes = [
+        f"graph for {options.target}: experts {graph_options.experts}, computes in {graph_options.activations}"
+    ]
+    if GENAI_CONFIG not in texts:
+        notes.append(f"no {GENAI_CONFIG}: the source does not say which token ends an answer")
     return plan_weight_folder(
         checkpoint,
         folder,
@@ -124,12 +128,46 @@ def plan_onnx(
         format_name="onnx",
         recoding=_recodings(checkpoint, graph_options),
         carried=carried,
-        texts={CONFIG: config},
-        notes=(
-            f"graph for {options.target}: experts {graph_options.experts}, computes in {graph_options.activations}",
-        ),
+        texts=texts,
+        notes=notes,
         allow_lossy_source=options.allow_lossy_source,
     )
+
+
+def _texts(
+    checkpoint: Checkpoint, carried: Carried, graph: Graph, target: str, options: GraphOptions
+) -> dict[str, bytes]:
+    """Return the small files that say how to run the folder, by name.
+
+    A source without tokenizer and settings does not say which token ends an answer; its folder has a configuration
+    and weights only.
+    """
+    config = config_json(
+        checkpoint.config,
+        carried=carried_configuration(checkpoint),
+        special_ids=carried.special_ids,
+        experts=None,
+    )
+    generation = checkpoint.assets.read_json_object(GENERATION_CONFIG) or json.loads(config)
+    if generation.get("eos_token_id") is None:
+        return {CONFIG: config}
+    facts = GraphFacts.of_model(graph.model, prefill_chunk=options.prefill_chunk)
+    special = SpecialIds.of_generation_config(generation, checkpoint.config.vocab_size)
+    runtime = genai_config(checkpoint.config, target=target, graph=facts, special=special)
+    card = readme(
+        checkpoint.config,
+        target=target,
+        graph=facts,
+        special=special,
+        experts=options.experts,
+        activations=options.activations,
+        description=checkpoint.describe(),
+    )
+    return {
+        CONFIG: config,
+        GENAI_CONFIG: (json.dumps(runtime, indent=2) + "\n").encode(),
+        MODEL_CARD: card.encode(),
+    }
 
 
 def build_graph(target: GraphTarget, config: ModelConfig, options: GraphOptions) -> Graph:

@@ -10,6 +10,7 @@ from typing import Any
 from gptoss_convert.assets import (
     CARRIED,
     CONFIG,
+    MODEL_CARD,
     TOKENIZER_FILES,
     TOKENIZER_JSON,
     Assets,
@@ -51,7 +52,9 @@ def carry_over(checkpoint: Checkpoint, tokenizer: TokenizerSource | None) -> Car
         InputError: the tokenizer is damaged.
     """
     source = tokenizer or checkpoint.tokenizer
-    copies = {name: path for name in CARRIED if (path := checkpoint.assets.path(name)) is not None}
+    # The model card of an ONNX folder says how to run that folder.
+    names = [name for name in CARRIED if name != MODEL_CARD or checkpoint.format != "onnx"]
+    copies = {name: path for name in names if (path := checkpoint.assets.path(name)) is not None}
     if source is None:
         return Carried(copies, {}, {}, ("no tokenizer: the source has none; name one with --tokenizer",))
     if source.path.name == TOKENIZER_JSON:

@@ -201,12 +201,21 @@ def test_folder_holds_model_data_and_what_travels(models: Path, tmp_path: Path) 
     assert {path.name for path in (tmp_path / "x").iterdir()} == {
         "model.onnx", "model.onnx.data", "config.json", "generation_config.json", "tokenizer.json",
         "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "manifest.json",
+        "genai_config.json", "README.md",
     }  # fmt: skip
     assert plan.output == tmp_path / "x"
     assert plan.format == "onnx"
     config = json.loads((tmp_path / "x/config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == "gpt_oss"
     assert not config.keys() & {"quantization_config", "torch_dtype"}
+
+
+def test_source_that_does_not_say_how_answers_end_gives_no_settings(models: Path, tmp_path: Path) -> None:
+    plan, _ = convert(models / "openai", tmp_path / "x", experts="mxfp4", activations="f16")
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {
+        "model.onnx", "model.onnx.data", "config.json", "manifest.json",
+    }  # fmt: skip
+    assert any("no genai_config.json" in note for note in plan.notes)
 
 
 def test_entries_are_what_the_files_hold(models: Path, tmp_path: Path) -> None:
