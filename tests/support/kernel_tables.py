@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import onnxruntime
 
 import gptoss_convert.formats.onnx as package
 from gptoss_convert.formats.onnx.kernel_check import KERNEL_TABLES, Kernel, KernelTable
@@ -18,6 +17,7 @@ OLDEST = 18
 
 def table_of_the_cpu() -> KernelTable:
     """The kernels of ai.onnx and com.microsoft that the CPU provider says it has."""
+    release: str = import_module("onnxruntime").__version__
     state: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     schemas = {(item.domain, item.name): item for item in state.get_all_operator_schema()}
     kernels = []
@@ -26,7 +26,7 @@ def table_of_the_cpu() -> KernelTable:
         if item.provider != "CPUExecutionProvider" or item.domain not in ("", "com.microsoft") or last < OLDEST:
             continue
         schema = schemas.get((item.domain, item.op_name))
-        is_ours_to_type = schema is not None and (item.domain or schema.since_version == first == 1)
+        inputs, outputs = _parameters(schema, first)
         kernels.append(
             Kernel(
                 operator=item.op_name,
@@ -34,19 +34,26 @@ def table_of_the_cpu() -> KernelTable:
                 first=first,
                 last=None if last == NO_END else last,
                 types={name: " ".join(kinds) for name, kinds in sorted(_tensors(item.type_constraints).items())},
-                inputs=[side.typeStr for side in schema.inputs] if is_ours_to_type else [],
-                outputs=[side.typeStr for side in schema.outputs] if is_ours_to_type else [],
+                inputs=inputs,
+                outputs=outputs,
             )
         )
-    version = ".".join(onnxruntime.__version__.split(".")[:2])
+    version = ".".join(release.split(".")[:2])
     return KernelTable(
         provider="CPUExecutionProvider",
         release=f"onnxruntime {version}",
-        source=f"the package onnxruntime {onnxruntime.__version__} (get_all_opkernel_def)",
+        source=f"the package onnxruntime {release} (get_all_opkernel_def)",
         kernels=sorted(
             kernels, key=lambda item: (item.domain, item.operator, -item.first, sorted(item.types.items()))
         ),
     )
+
+
+def _parameters(schema: Any, first: int) -> tuple[list[str], list[str]]:
+    """Type parameters of inputs and outputs, of operators that may be onnxruntime's own."""
+    if schema is None or not (schema.domain or schema.since_version == first == 1):
+        return [], []
+    return [item.typeStr for item in schema.inputs], [item.typeStr for item in schema.outputs]
 
 
 def _tensors(constraints: dict[str, list[str]]) -> dict[str, list[str]]:
