@@ -172,7 +172,7 @@ def test_error_in_json_has_documented_keys_and_the_exit_code(tmp_path: Path) -> 
         "file": str(tmp_path),
         "tensor": None,
         "found": None,
-        "expected": "a folder with config.json and safetensors files, or a GGUF file",
+        "expected": "a folder with config.json and safetensors files, a GGUF file, or an ONNX folder",
         "hint": None,
         "exit_code": 3,
     }

@@ -67,7 +67,7 @@ RUNTIMES: dict[str, Runtime] = {
         Runtime(
             name="reference",
             module="gptoss_convert.verify.runners.reference",
-            formats=("huggingface", "openai", "gguf"),
+            formats=("huggingface", "openai", "gguf", "onnx"),
             needs=(("torch",),),
             install="pip install torch",
         ),

@@ -103,7 +103,11 @@ def placed(shapes: Sequence[tuple[str, tuple[int, ...], Encoding]]) -> tuple[lis
     return infos, end
 
 
-EVERY_ENCODING = placed([(f"{name}.weight", (3, 2, 64), encoding) for name, encoding in ENCODINGS.items()])
+STORED = {
+    name: encoding for name, encoding in ENCODINGS.items() if hasattr(gguf.GGMLQuantizationType, name.upper())
+}
+"""Encodings that ggml has, too."""
+EVERY_ENCODING = placed([(f"{name}.weight", (3, 2, 64), encoding) for name, encoding in STORED.items()])
 
 # --- what is written is what is read
 
@@ -248,7 +252,7 @@ def test_golden_file_of_gguf_py_has_a_key_of_every_type() -> None:
     }
 
 
-@pytest.mark.parametrize("name", list(ENCODINGS))
+@pytest.mark.parametrize("name", list(STORED))
 def test_golden_file_of_gguf_py_has_a_tensor_of_every_encoding(name: str) -> None:
     file = FileRef.at(GOLDEN)
     info = read_header(file).tensors[f"{name}.weight"]
@@ -290,7 +294,7 @@ def test_own_encodings_need_no_library(tmp_path: Path) -> None:
     assert done.stdout == "False\n"
 
 
-@pytest.mark.parametrize("name", list(ENCODINGS))
+@pytest.mark.parametrize("name", list(STORED))
 def test_type_numbers_are_those_of_gguf_py(name: str) -> None:
     assert encoding_of_type(gguf.GGMLQuantizationType[name.upper()].value) is ENCODINGS[name]
 
