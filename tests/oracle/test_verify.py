@@ -153,6 +153,39 @@ def test_onnxruntime_is_within_the_limits_of_a_runtime(tmp_path: Path) -> None:
 # --- faults of the file
 
 
+@pytest.fixture(scope="module")
+def onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the processor, exact, and one for DirectML, with float16."""
+    folder = tmp_path_factory.mktemp("onnx")
+    for target in ("cpu", "directml"):
+        assert run_here("to-onnx", TINY, "-o", folder / target, "--target", target).exit_code == 0
+    return folder
+
+
+def test_onnx_folder_for_the_processor_passes_in_both_runtimes(onnx: Path) -> None:
+    (artifact,) = verify(TINY, onnx / "cpu")
+    assert blamed(artifact) == ("pass", None)
+    assert [result["runtime"] for result in artifact["logits"]] == ["onnxruntime", "onnxruntime-genai"]
+    for result in artifact["logits"]:
+        total = next(item for item in result["comparisons"] if item["part"] == "total")
+        assert mean_kl(total) < 1e-9
+
+
+def test_onnx_folder_for_directml_passes_on_the_processor(onnx: Path) -> None:
+    (artifact,) = verify(TINY, onnx / "directml", "--provider", "cpu")
+    assert blamed(artifact) == ("pass", None)
+    for result in artifact["logits"]:
+        total = next(item for item in result["comparisons"] if item["part"] == "total")
+        assert mean_kl(total) < 1e-4
+
+
+def test_package_without_the_provider_of_a_folder_proves_nothing(onnx: Path) -> None:
+    """Nobody has DirectML on Linux; the file is not to blame."""
+    (artifact,) = verify(TINY, onnx / "directml", "--runtime", "onnxruntime-genai", exit_code=1)
+    assert blamed(artifact) == ("inconclusive", "evidence")
+    assert "choose another provider with --provider" in artifact["verdict"]["reason"]
+
+
 def faulty(sound: Path, folder: Path, fault: str) -> Path:
     path = Path(shutil.copyfile(sound, folder / f"{fault.replace(' ', '-')}.gguf"))
     FAULTS[fault].plant(path)

@@ -6,7 +6,7 @@ Fields are those of onnxruntime-genai's config.cpp; all others are left to it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -51,6 +51,8 @@ class SessionOptions(msgspec.Struct, frozen=True):
 
     disable_prepacking: str = msgspec.field(name="session.disable_prepacking", default="0")
     """"1" where packed weights would be another model: QMoE on the CPU rounds activations to 8 bits with them."""
+    provider_options: list[dict[str, dict[str, Any]]] = []
+    """Execution providers by onnxruntime-genai's names, and their options."""
 
 
 class Decoder(msgspec.Struct, frozen=True):

@@ -46,10 +46,13 @@ class OnnxruntimeGenaiRunner:
         """Load the graph.
 
         Raises:
+            ImportError: the installed package lacks the execution provider that the folder is made for.
             InputError: the graph or genai_config.json is damaged, or onnxruntime refuses it.
         """
         config = read_genai_config(artifact)
         genai: Any = import_module("onnxruntime_genai")
+        if settings.provider is None:
+            _require_providers(genai, config)
         try:
             model = genai.Model(_configuration(genai, artifact, settings))
         except (RuntimeError, ValueError) as error:
@@ -99,6 +102,18 @@ class _Session:
                     expected=expected,
                 )
             yield Scores(prompt=prompt, start=start, logprobs=log_softmax(logits[0]))
+
+
+def _require_providers(genai: Any, config: GenaiConfig) -> None:
+    """Raise `ImportError` if the folder asks for an execution provider that the installed package has not."""
+    for options in config.model.decoder.session_options.provider_options:
+        for name in options:
+            available = getattr(genai, f"is_{name.lower()}_available", None)
+            if available is not None and not available():
+                raise ImportError(
+                    f"the installed onnxruntime-genai has no provider {name}, for which the folder is made; "
+                    "install its package for it, or choose another provider with --provider"
+                )
 
 
 def _configuration(genai: Any, artifact: Path, settings: Settings) -> Any:
