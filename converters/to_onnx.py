@@ -27,6 +27,7 @@ from gptoss_convert.errors import OptionError, UnsupportedError
 from gptoss_convert.formats.huggingface_writer import config_json
 from gptoss_convert.formats.onnx.genai_config import GENAI_CONFIG, GraphFacts, SpecialIds, genai_config
 from gptoss_convert.formats.onnx.graph.options import GraphOptions
+from gptoss_convert.formats.onnx.kernel_check import KERNEL_TABLES, read_kernel_table, require_kernels
 from gptoss_convert.formats.onnx.readme import readme
 from gptoss_convert.formats.onnx.weights import Graph
 from gptoss_convert.formats.onnx.writer import lay_out_graph
@@ -105,14 +106,16 @@ def plan_onnx(
     Raises:
         InputError: the checkpoint is not sound, or a file beside it is damaged.
         OptionError: there is no such target, or it does not take what is asked for.
-        UnsupportedError: numbers of the source cannot be decoded, the graph cannot express the model, or the
-            library that makes graphs is not installed.
+        UnsupportedError: numbers of the source cannot be decoded, the graph cannot express the model, the target's
+            execution provider has no kernel for a node, or the library that makes graphs is not installed.
     """
     checkpoint.require_sound()
     require_folder_name(folder)
     target, graph_options = _resolve(options)
     _require_whole_blocks(checkpoint, graph_options)
     graph = build_graph(target, checkpoint.config, graph_options)
+    if options.target in KERNEL_TABLES:
+        require_kernels(graph.model, read_kernel_table(options.target))
     folder = folder.absolute()
     carried = carry_over(checkpoint, tokenizer)
     texts = _texts(checkpoint, carried, graph, options.target, graph_options)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from gptoss_convert.canonical_hash import hash_checkpoint
 from gptoss_convert.checkpoint import Role, inventory
@@ -20,12 +21,13 @@ from gptoss_convert.converters.to_onnx import GRAPHS, GraphTarget, OnnxOptions, 
 from gptoss_convert.encodings import ENCODINGS, LossClass
 from gptoss_convert.errors import InputError, OptionError, UnsupportedError
 from gptoss_convert.formats import open_checkpoint
+from gptoss_convert.formats.onnx.kernel_check import read_kernel_table
 from gptoss_convert.options import GRAPH_ACTIVATIONS, GRAPH_EXPERTS, GRAPH_TARGETS
 from gptoss_convert.verify.structure import compare_structure
 from gptoss_convert.verify.weights import compare_weights
 from tests.support import onnx_graphs
 from tests.support.checkpoints import Shape, write_huggingface, write_original
-from tests.support.conversions import make_checkpoint, to_gguf
+from tests.support.conversions import TINY, make_checkpoint, to_gguf
 from tests.unit.formats.onnx.folders import use_test_graphs
 
 SHAPE = Shape(layers=2, experts=3, experts_per_token=2)
@@ -272,6 +274,15 @@ def test_what_a_target_does_not_take_is_refused(
     monkeypatch.setattr(to_onnx, "GRAPHS", dict.fromkeys(GRAPHS, only))
     with pytest.raises(OptionError, match=words):
         plan_onnx(open_checkpoint(models / "mxfp4"), tmp_path / "x", OnnxOptions(**options))
+
+
+def test_node_that_the_provider_does_not_run_stops_the_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = replace(read_kernel_table("directml"), kernels=[])
+    monkeypatch.setattr(to_onnx, "read_kernel_table", lambda target: nothing)
+    with pytest.raises(UnsupportedError, match=r"DmlExecutionProvider of .* does not run node"):
+        plan_onnx(open_checkpoint(TINY), tmp_path / "x", OnnxOptions(target="directml"))
 
 
 def test_missing_library_is_named(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
