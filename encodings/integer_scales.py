@@ -14,6 +14,8 @@ SIGNIFICANT_BITS = 16
 _DROPPED = np.uint32((1 << 24 - SIGNIFICANT_BITS) - 1)
 _INFINITE = 0x7F80_0000
 _MAGNITUDE = 0x7FFF_FFFF
+_SMALL = 1 << SIGNIFICANT_BITS
+"""Subnormal numbers below this multiple of the smallest one are as short, whichever bits they have."""
 
 
 def shortened(scales: Float32) -> Float32:
@@ -34,7 +36,7 @@ def require_short(scales: Float32) -> None:
     bits = np.ascontiguousarray(scales).view(np.uint32)
     if ((bits & _MAGNITUDE) >= _INFINITE).any():
         raise EncodingError("scale of a block that is not finite")
-    if (bits & _DROPPED).any():
+    if (((bits & _DROPPED) != 0) & ((bits & _MAGNITUDE) >= _SMALL)).any():
         raise EncodingError(f"scale of a block with more than {SIGNIFICANT_BITS} significant bits")
 
 

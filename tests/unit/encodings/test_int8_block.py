@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -84,6 +84,7 @@ def test_scale_that_is_nan_is_refused() -> None:
 
 
 @given(hnp.arrays(np.float32, (2, 64), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
+@example(np.full((2, 64), 55 * 2.0**-149, np.float32))
 def test_error_is_at_most_half_a_step_and_the_rounding_of_the_scale(values: Floats) -> None:
     encoded = INT8.encode(values)
     INT8.check(encoded)
