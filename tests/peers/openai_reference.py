@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_convert.verify.first_use import use_vector_functions_alone
 from tests.peers.distributions import Distribution
 
 VERSION = "0.0.9"
@@ -42,6 +43,7 @@ def next_token_logprobs(
     """
     import torch
 
+    use_vector_functions_alone()
     model = _module("model").Transformer.from_checkpoint(str(original_folder), device="cpu")
     if dtype == "float32":
         model = model.float()

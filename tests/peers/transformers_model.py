@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_convert.verify.first_use import use_vector_functions_alone
+
 
 def next_token_logprobs(
     checkpoint: Path, ids: Sequence[int], *, rope_truncate: bool = False
@@ -56,6 +58,7 @@ def dequantised_tensors(checkpoint: Path) -> Mapping[str, Any]:
 
 def load(checkpoint: Path, dtype: str, *, rope_truncate: bool = False) -> Any:
     """The model, with MXFP4 decoded; every tensor of the checkpoint is in it."""
+    use_vector_functions_alone()
     transformers: Any = importlib.import_module("transformers")
     config = transformers.AutoConfig.from_pretrained(checkpoint)
     if rope_truncate:

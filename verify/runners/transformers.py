@@ -13,6 +13,7 @@ from typing import Any
 from gptoss_convert.checkpoint import parameter_count
 from gptoss_convert.errors import InputError, OptionError
 from gptoss_convert.formats import open_checkpoint
+from gptoss_convert.verify.first_use import use_vector_functions_alone
 from gptoss_convert.verify.runners.protocol import Scores, Settings
 
 BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float64": 8}
@@ -48,6 +49,7 @@ class TransformersRunner:
         torch: Any = import_module("torch")
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        use_vector_functions_alone()
         yield _Session(torch=torch, model=_load(artifact, getattr(torch, _dtype(settings))))
 
 
