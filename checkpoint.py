@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 from gptoss_convert.assets import Assets
 from gptoss_convert.description import Description
 from gptoss_convert.encodings import Array, Chunk, Encoding, EncodingError, Order
-from gptoss_convert.errors import GptossConvertError, InputError
+from gptoss_convert.errors import GptossConvertError, InputError, UnsupportedError
 from gptoss_convert.tokenizer import TokenizerSource
 
 SLIDING = "sliding_attention"
@@ -45,6 +45,33 @@ class YarnRope:
     beta_slow: float
     original_context_length: int
     truncate: bool
+
+    @property
+    def concentration(self) -> float:
+        """The factor on sine and cosine, which makes the attention of longer contexts more pointed."""
+        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+    def mixed_pairs(self, head_dim: int) -> tuple[float, float]:
+        """Return between which pairs of dimensions kept and slowed frequencies are mixed.
+
+        As in OpenAI's `RotaryEmbedding` and transformers' `_compute_yarn_parameters`. llama.cpp rounds both bounds
+        outwards (`truncate`), gpt-oss does not.
+
+        Raises:
+            UnsupportedError: the base makes no frequencies that fall.
+        """
+        if self.theta <= 1:
+            raise UnsupportedError("rotary embedding of a base that is not above 1", found=self.theta)
+        low, high = (self._pair_that_turns(turns, head_dim) for turns in (self.beta_fast, self.beta_slow))
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, head_dim - 1)
+        return low, high + 0.001 if low == high else high
+
+    def _pair_that_turns(self, turns: float, head_dim: int) -> float:
+        """Return which pair turns so many times within the original context length, between whole numbers."""
+        wavelength = self.original_context_length / (turns * 2 * math.pi)
+        return head_dim * math.log(wavelength) / (2 * math.log(self.theta))
 
 
 @dataclass(frozen=True, kw_only=True)

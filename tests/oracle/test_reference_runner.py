@@ -17,7 +17,7 @@ from gptoss_convert.converters.recoding import PLAIN
 from gptoss_convert.converters.weight_folder import Carried, plan_weight_folder
 from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.formats.openai_writer import lay_out_folder
-from gptoss_convert.verify.forward.rope import concentration, inverse_frequencies
+from gptoss_convert.verify.forward.rope import inverse_frequencies
 from gptoss_convert.verify.runners.reference import RUNNER
 from tests.peers import metrics, openai_reference, transformers_model
 from tests.support.checkpoints import Shape, write_huggingface, write_original
@@ -211,4 +211,4 @@ def test_frequencies_are_those_of_transformers_bit_by_bit(
     config = transformers.GptOssConfig(head_dim=head_dim, rope_parameters={**parameters, "rope_theta": theta})  # type: ignore[dict-item]
     expected, scaling = ROPE_INIT_FUNCTIONS["yarn"](config)
     assert torch.equal(inverse_frequencies(rope, head_dim), expected)
-    assert concentration(rope) == scaling
+    assert rope.concentration == scaling

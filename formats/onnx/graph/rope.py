@@ -9,7 +9,6 @@ the next ones, so that two of the 32 frequencies of gpt-oss differ in the last b
 
 from __future__ import annotations
 
-import math
 from typing import TypeAlias
 
 import numpy as np
@@ -40,7 +39,7 @@ def rotation_tables(config: ModelConfig) -> tuple[Float32, Float32]:
             expected=f"at most {_MOST_BYTES // (8 * pairs)}",
         )
     frequencies = inverse_frequencies(config.rope, config.head_dim)
-    factor = np.float32(concentration(config.rope))
+    factor = np.float32(config.rope.concentration)
     cosines, sines = (np.empty((positions, pairs), np.float32) for _ in range(2))
     for start in range(0, positions, _STEP):
         stop = min(start + _STEP, positions)
@@ -60,30 +59,12 @@ def inverse_frequencies(rope: YarnRope, head_dim: int) -> Float32:
     Raises:
         UnsupportedError: the base makes no frequencies that fall.
     """
-    if rope.theta <= 1:
-        raise UnsupportedError("rotary embedding of a base that is not above 1", found=rope.theta)
+    low, high = rope.mixed_pairs(head_dim)
     one = np.float32(1)
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     powers = np.power(np.float64(np.float32(rope.theta)), exponents.astype(np.float64)).astype(np.float32)
     kept, slowed = one / powers, one / (np.float32(rope.factor) * powers)
-    low, high = (_pair_that_turns(turns, rope, head_dim) for turns in (rope.beta_fast, rope.beta_slow))
-    if rope.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
-    if low == high:
-        high += 0.001
     ramp = (np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
     mask = one - np.clip(ramp, 0, 1)
     mixed: Float32 = slowed * (one - mask) + kept * mask
     return mixed
-
-
-def concentration(rope: YarnRope) -> float:
-    """Return the factor on sine and cosine, which makes the attention of longer contexts more pointed."""
-    return 0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
-
-
-def _pair_that_turns(turns: float, rope: YarnRope, head_dim: int) -> float:
-    """Return which pair turns so many times within the original context length; pairs lie between whole numbers."""
-    wavelength = rope.original_context_length / (turns * 2 * math.pi)
-    return head_dim * math.log(wavelength) / (2 * math.log(rope.theta))

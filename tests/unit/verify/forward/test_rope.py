@@ -7,7 +7,7 @@ import torch
 
 from gptoss_convert.checkpoint import YarnRope
 from gptoss_convert.errors import UnsupportedError
-from gptoss_convert.verify.forward.rope import concentration, inverse_frequencies, rotated, rotation
+from gptoss_convert.verify.forward.rope import inverse_frequencies, rotated, rotation
 
 PUBLISHED = YarnRope(
     theta=150_000, factor=32, beta_fast=32, beta_slow=1, original_context_length=4096, truncate=False
@@ -28,8 +28,8 @@ def test_pairs_are_kept_mixed_or_slowed(truncate: bool, low: float, high: float)
 
 
 def test_concentration_is_that_of_yarn() -> None:
-    assert concentration(PUBLISHED) == 1.3465735902799727
-    assert concentration(replace(PUBLISHED, factor=1.0)) == 1
+    assert PUBLISHED.concentration == 1.3465735902799727
+    assert replace(PUBLISHED, factor=1.0).concentration == 1
 
 
 @pytest.mark.parametrize("theta", [1, 0.5])
@@ -42,7 +42,7 @@ def test_tables_are_float32_and_rounded() -> None:
     cosines, sines = rotation(PUBLISHED, 64, 5000, torch.float32)
     assert cosines.shape == sines.shape == (5000, 32)
     angle = torch.tensor(4999.0) * inverse_frequencies(PUBLISHED, 64)
-    assert torch.equal(sines[-1], angle.sin() * concentration(PUBLISHED))
+    assert torch.equal(sines[-1], angle.sin() * PUBLISHED.concentration)
     for dtype in (torch.bfloat16, torch.float64):
         assert torch.equal(rotation(PUBLISHED, 64, 5000, dtype)[0], cosines.to(dtype))
 
