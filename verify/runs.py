@@ -32,7 +32,7 @@ class Runs:
     timeout: float | None = None
     """Seconds for each run."""
     provider: str | None = None
-    """Execution provider of runtimes for ONNX; others have none."""
+    """Execution provider of the runtimes that have any."""
     say: Say = lambda line: None
     made: dict[tuple[str, Path, Settings], Run] = field(default_factory=dict)
 
@@ -42,7 +42,7 @@ class Runs:
         Raises:
             BudgetError: the recording would not fit on the disk.
         """
-        provider = self.provider if "onnx" in runtime.formats else None
+        provider = self.provider if runtime.has_providers else None
         settings = Settings(threads=self.threads, dtype=dtype, imitates=imitates, provider=provider)
         key = (runtime.name, path.absolute(), settings)
         if key not in self.made:

@@ -37,6 +37,8 @@ class Runtime:
     install: str
     """Command that installs them."""
     departures: tuple[Departure, ...] = ()
+    has_providers: bool = False
+    """It computes by execution providers, of which one can be chosen."""
 
     @property
     def is_installed(self) -> bool:
@@ -92,6 +94,7 @@ RUNTIMES: dict[str, Runtime] = {
             formats=("onnx",),
             needs=(("onnxruntime",),),
             install="pip install onnxruntime",
+            has_providers=True,
         ),
         Runtime(
             name="onnxruntime-genai",
@@ -99,6 +102,7 @@ RUNTIMES: dict[str, Runtime] = {
             formats=("onnx",),
             needs=(("onnxruntime_genai",),),
             install="pip install onnxruntime-genai",
+            has_providers=True,
         ),
     )
 }

@@ -17,8 +17,10 @@ from tests.support.conversions import TINY, to_gguf
 from tests.support.runners import scripted
 
 PROMPTS = PromptSet(name="few", prompts=(Prompt(name="one", kind="chat", ids=(1, 2, 3)),))
-ONNX = Runtime(name="scripted", module="scripted", formats=("onnx",), needs=(("numpy",),), install="")
-GGUF = replace(ONNX, formats=("gguf",))
+ONNX = Runtime(
+    name="scripted", module="scripted", formats=("onnx",), needs=(("numpy",),), install="", has_providers=True
+)
+GGUF = replace(ONNX, formats=("gguf",), has_providers=False)
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +33,8 @@ def test_runtimes_for_onnx_get_the_provider_and_others_do_not(tmp_path: Path) ->
     assert runs.of(ONNX, tmp_path / "model").settings.provider == "dml"
     other = runs.of(replace(GGUF, name="another"), tmp_path / "model")
     assert (other.settings.provider, other.settings.threads) == (None, 2)
+    own = runs.of(replace(ONNX, name="own", has_providers=False), tmp_path / "model")
+    assert own.settings.provider is None
     assert runs.of(ONNX, tmp_path / "model") is runs.of(ONNX, tmp_path / "model")
 
 
