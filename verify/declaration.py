@@ -91,9 +91,10 @@ class Declaration:
     def losses(self, reference: Checkpoint) -> dict[str, LossClass]:
         """Return what is declared of the conversion from `reference`, by tensor.
 
-        A conversion from another format or encoding says nothing about the way from this reference.
+        A conversion from another format or encoding says nothing about the way from this reference, and a manifest
+        of another file nothing about this one.
         """
-        if self.source_format != reference.format:
+        if self.findings or self.source_format != reference.format:
             return {}
         return {
             name: declared.loss

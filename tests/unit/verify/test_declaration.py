@@ -100,6 +100,19 @@ def test_longer_file_is_a_finding_without_being_hashed(artifact: Path) -> None:
     assert declaration(artifact).findings == (f"m.gguf has {size + 1} bytes, not the {size} of the manifest",)
 
 
+def test_manifest_of_an_earlier_file_declares_nothing(source: Checkpoint, tmp_path: Path) -> None:
+    """It is the manifest that is wrong: no tensor is blamed for being worse than it says."""
+    file = tmp_path / "m.gguf"
+    execute(plan_gguf(source, file, GgufOptions()).with_manifest())
+    execute(plan_gguf(source, file, GgufOptions(dense="q8_0")), replace=True)
+    artifact = open_checkpoint(file)
+    declaration = read_declaration(artifact)
+    result = verify_weights(source, artifact, declaration=declaration)
+    assert not result.passed
+    assert result.failed == ()
+    assert "of the manifest" in result.reason
+
+
 def test_artifact_worse_than_declared_does_not_pass(source: Checkpoint, artifact: Path) -> None:
     def change(content: Any) -> None:
         (tensor,) = (item for item in content["tensors"] if item["name"] == "lm_head.weight")
