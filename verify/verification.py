@@ -194,7 +194,7 @@ def verify_artifacts(
         UnsupportedError: the search for what is wrong needs a program that is not installed.
     """
     reference.require_sound()
-    _require_possible(artifacts, options)
+    _require_possible(reference, artifacts, options)
     policy = options.policy or default_policy()
     examined = [_compared(reference, path, options, progress) for path in artifacts]
     if options.logits is not None:
@@ -238,18 +238,32 @@ def verify_written(
     return _compared(reference, output, VerifyOptions(jobs=jobs), progress).result()
 
 
-def _require_possible(artifacts: Sequence[Path], options: VerifyOptions) -> None:
+def _require_baselines(reference: Checkpoint, paths: Sequence[Path]) -> None:
+    """Refuse files that cannot be the most exact ones: a wrong one would put the blame on the runtime.
+
+    Raises:
+        InputError: one cannot be opened.
+        OptionError: one is another model, or there are two of a format.
+    """
+    formats: set[str] = set()
+    for path in paths:
+        baseline = open_checkpoint(path)
+        if baseline.format in formats:
+            raise OptionError("two baselines of one format", file=path, found=baseline.format)
+        formats.add(baseline.format)
+        structure = compare_structure(reference, baseline)
+        if not structure.passed:
+            raise OptionError(f"baseline is another model: {structure.reason}", file=path)
+
+
+def _require_possible(reference: Checkpoint, artifacts: Sequence[Path], options: VerifyOptions) -> None:
     """Refuse what cannot be done before hours are spent on the rest of it."""
     own = RUNTIMES[REFERENCE]
     if options.bisection_prompts is not None and not own.is_installed:
         raise UnsupportedError("the search for the first stage needs torch", hint=f"install it with: {own.install}")
     if options.logits is None:
         return
-    for name in options.logits.runtimes:
-        if name not in RUNTIMES:
-            raise OptionError("there is no such runtime", found=name, expected=" or ".join(RUNTIMES))
-    for path in options.logits.baselines:
-        open_checkpoint(path)
+    _require_baselines(reference, options.logits.baselines)
     _require_providers(artifacts, options.logits.provider)
     if options.logits.runtimes:
         for path in artifacts:
@@ -344,7 +358,7 @@ def _compared(reference: Checkpoint, path: Path, options: VerifyOptions, progres
     weights = None
     if options.weights:
         jobs = options.jobs or min(os.cpu_count() or 1, MOST_JOBS)
-        declaration = read_declaration(artifact)
+        declaration = read_declaration(artifact, jobs=jobs)
         weights = verify_weights(reference, artifact, declaration=declaration, jobs=jobs, progress=progress)
     return _Examined(
         path=path,

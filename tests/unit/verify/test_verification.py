@@ -222,6 +222,20 @@ def test_given_baseline_takes_the_place_of_the_one_that_would_be_made(
     assert artifact.verdict.outcome is Outcome.PASS
 
 
+def test_baseline_of_another_model_is_refused(
+    reference: Checkpoint, sound: Path, faulty: Path, tmp_path: Path
+) -> None:
+    """It would put the blame on the runtime."""
+    other = to_gguf(make_checkpoint(tmp_path / "other", Shape(layers=1)), tmp_path / "other.gguf")
+    for baselines, words in (
+        ((other,), "baseline is another model: "),
+        ((sound, faulty), "two baselines of one format"),
+    ):
+        logits = LogitsOptions(prompts=PROMPTS, baselines=baselines)
+        with pytest.raises(OptionError, match=words):
+            verify_artifacts(reference, [sound], VerifyOptions(logits=logits))
+
+
 def test_unknown_runtime_is_refused_before_anything_is_compared() -> None:
     with pytest.raises(OptionError, match=r"no such runtime: found llama, expected reference or transformers or"):
         LogitsOptions(prompts=PROMPTS, runtimes=("llama.cpp", "llama"))
