@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from gptoss_convert.cli import cli
+from gptoss_convert.cli import load_command
 from gptoss_convert.verify.parts import PARTS
 from gptoss_convert.verify.policy import PROFILES, Profile
 from gptoss_convert.verify.runners import RUNTIMES
@@ -31,7 +31,7 @@ def test_links_lead_to_files(document: Path) -> None:
 def test_commands_have_the_options_that_documents_name(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     for name, arguments in re.findall(r"^\$? ?gptoss-convert ([a-z0-9-]+)(.*)$", text, re.MULTILINE):
-        known = {option for param in cli.commands[name].params for option in param.opts}
+        known = {option for param in load_command(name).params for option in param.opts}
         assert set(re.findall(r"(?<=\s)--[a-z-]+", arguments)) <= known, f"{name}{arguments}"
 
 
@@ -39,7 +39,7 @@ def test_every_option_of_verify_is_in_the_manual() -> None:
     manual = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     section = manual.partition("## Verify\n")[2].partition("\n## ")[0]
     common = {"--json", "--quiet", "--debug", "--no-progress"}
-    options = {param.opts[-1] for param in cli.commands["verify"].params if isinstance(param, click.Option)}
+    options = {param.opts[-1] for param in load_command("verify").params if isinstance(param, click.Option)}
     assert {option for option in options - common if f"`{option}" not in section} == set()
 
 

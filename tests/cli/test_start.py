@@ -12,10 +12,9 @@ import pytest
 
 import gptoss_convert
 from gptoss_convert import errors
-from gptoss_convert.cli import cli
+from gptoss_convert.cli import COMMANDS, load_command
 from tests.cli.command import PROGRAM, Outcome, environment, run_process
 
-COMMANDS = sorted(cli.commands)
 HELP = [["--help"], *([command, "--help"] for command in COMMANDS)]
 HEAVY = {"numpy", "gguf", "rich", "msgspec", "torch", "transformers", "yaml"}
 SECONDS_TO_HELP = 0.25
@@ -49,7 +48,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_describes_every_option(command: str) -> None:
     outcome = run_process(command, "-h")
-    options = [param for param in cli.commands[command].params if param.param_type_name == "option"]
+    options = [param for param in load_command(command).params if param.param_type_name == "option"]
     assert outcome.exit_code == 0
     assert [option.opts for option in options if option.opts[-1] not in outcome.stdout] == []
     assert [option.opts for option in options if not getattr(option, "help", None)] == []

@@ -1,0 +1,1 @@
+"""The commands of the command line, one per module: each parses, calls and prints."""

@@ -1,0 +1,59 @@
+"""What commands that convert do with their plan."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from gptoss_convert import console
+from gptoss_convert.options import (
+    RunOptions,
+)
+from gptoss_convert.process import CHECK_FAILED
+
+
+def convert(plan: Any, run: RunOptions, source: Any, tokenizer: Any) -> None:
+    """Print a plan; or execute it, and compare what was written if that is wanted."""
+    from gptoss_convert.converters.execute import execute
+
+    if run.manifest:
+        plan = plan.with_manifest()
+    if run.dry_run:
+        if run.as_json:
+            console.print_json(plan.as_dict())
+        elif not run.quiet:
+            console.print_plan(plan, every_tensor=True)
+            if run.verify:
+                console.say("note: the output would then be compared with the source")
+        return
+    started = time.monotonic()
+    wanted = console.progress_is_wanted(quiet=run.quiet or run.as_json, no_progress=run.no_progress)
+    with console.progress_bar(plan.data_nbytes, shown=wanted) as progress:
+        report = execute(plan, resources=run.resources(), replace=run.force, progress=progress)
+    seconds = time.monotonic() - started
+    if not run.quiet and not run.as_json:
+        console.print_plan(plan, every_tensor=False)
+        console.print_report(report)
+        console.say(f"done in {seconds:.1f} s, {console.human_bytes(plan.nbytes / max(seconds, 1e-9))}/s")
+    compared = _compared(plan, run, source, tokenizer) if run.verify else None
+    if run.as_json:
+        document = plan.as_dict() | {"report": report.as_dict(), "seconds": round(seconds, 3)}
+        console.print_json(document | ({} if compared is None else {"verification": compared.as_dict()}))
+    if compared is not None and not compared.passed:
+        console.say(f"verification failed; what was written is still there: {plan.output}")
+        sys.exit(CHECK_FAILED)
+
+
+def _compared(plan: Any, run: RunOptions, source: Any, tokenizer: Any) -> Any:
+    """Compare what was written with its source, and print what was found."""
+    from gptoss_convert.console_verification import print_artifact
+    from gptoss_convert.verify.verification import verify_written
+
+    total = sum(tensor.nbytes for tensor in source.tensors.values())
+    wanted = console.progress_is_wanted(quiet=run.quiet or run.as_json, no_progress=run.no_progress)
+    with console.progress_bar(total, shown=wanted) as progress:
+        result = verify_written(source, plan.output, tokenizer=tokenizer, jobs=run.jobs, progress=progress)
+    if not run.quiet and not run.as_json:
+        print_artifact(result)
+    return result

@@ -1,0 +1,152 @@
+"""`verify`: compare artifacts with their reference."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gptoss_convert import console
+from gptoss_convert.errors import OptionError
+from gptoss_convert.options import (
+    SectionedCommand,
+    common_options,
+)
+from gptoss_convert.process import CHECK_FAILED
+
+
+@click.command(cls=SectionedCommand)
+@click.argument("reference", metavar="REFERENCE", type=click.Path(path_type=Path))
+@click.argument("artifacts", metavar="ARTIFACT...", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option(
+    "--weights", "only_weights", is_flag=True,
+    help="[tiers] Compare structure and weights only; nothing is run.",
+)  # fmt: skip
+@click.option(
+    "--logits", "only_logits", is_flag=True,
+    help="[tiers] Compare structure and distributions only, also of a file whose weights would fail.",
+)  # fmt: skip
+@click.option(
+    "--bisect", "with_bisection", is_flag=True,
+    help="[tiers] If something fails, find the first layer and tensor where the artifact departs.",
+)  # fmt: skip
+@click.option(
+    "--prompts", default="quick", show_default=True, metavar="NAME|FILE",
+    help="[distributions] quick, full, long, or a file with a JSON object per line (docs/prompts.md).",
+)  # fmt: skip
+@click.option(
+    "--max-tokens", type=click.IntRange(1), metavar="N", help="[distributions] Cut each prompt to N tokens."
+)
+@click.option(
+    "--runtime", "runtimes", multiple=True, metavar="NAME",
+    help="[distributions] Run artifacts in this runtime: reference, transformers, llama.cpp, onnxruntime, "
+    "onnxruntime-genai (default: all foreign ones for the format). Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--provider", metavar="NAME",
+    help="[distributions] Run ONNX models on this execution provider: cpu, cuda, dml, webgpu, or its full "
+    "name (default: of onnxruntime, the best that is installed; of onnxruntime-genai, that of the model).",
+)  # fmt: skip
+@click.option(
+    "--baseline", "baselines", multiple=True, type=click.Path(path_type=Path), metavar="PATH",
+    help="[distributions] The most exact file for a runtime, to tell its arithmetic from the conversion "
+    "(default: made of models up to 1 GiB). Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--noise-floor", is_flag=True,
+    help="[distributions] Measure how far the reference is from itself in bfloat16, even if no limit needs it.",
+)  # fmt: skip
+@click.option(
+    "--policy", type=click.Path(path_type=Path), metavar="FILE",
+    help="[distributions] TOML file with limits that replace the built-in ones (docs/verification.md).",
+)  # fmt: skip
+@click.option(
+    "--allow-inconclusive", is_flag=True, help="[reporting] Exit with 0 also if there is too little evidence."
+)
+@click.option("--no-progress", is_flag=True, help="[reporting] Show no progress.")
+@click.option(
+    "--work", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+    help="[resources] Folder for what runs leave, 0.8 MB per position and run (default: that for temporary files).",
+)  # fmt: skip
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), metavar="N", help="[resources] Of each runtime (default: cores)."
+)
+@click.option(
+    "--timeout", type=click.FloatRange(1), metavar="SECONDS", help="[resources] For each run (default: none)."
+)
+@click.option(
+    "--jobs", type=click.IntRange(1, 64), metavar="N",
+    help="[resources] Chunks of weights at a time (default: cores, up to 4).",
+)  # fmt: skip
+@common_options
+def verify(
+    reference: Path,
+    artifacts: Sequence[Path],
+    *,
+    only_weights: bool,
+    only_logits: bool,
+    with_bisection: bool,
+    prompts: str,
+    max_tokens: int | None,
+    policy: Path | None,
+    allow_inconclusive: bool,
+    **options: Any,
+) -> None:
+    """Prove that each ARTIFACT is the model REFERENCE, or say what was lost, where, and who is to blame.
+
+    Compares configuration and tokenizer, then the weights number by number, then what runtimes make of the same
+    prompts. The exit code is 0 if all artifacts pass, and 1 if one fails or cannot be judged.
+
+    \b
+    Examples:
+      gptoss-convert verify gpt-oss-20b gpt-oss-20b.gguf
+      gptoss-convert verify gpt-oss-20b gpt-oss-20b.gguf gpt-oss-20b-bf16 --weights
+      gptoss-convert verify gpt-oss-20b small.gguf --prompts full --json > verdict.json
+    """
+    from gptoss_convert.console_verification import print_verification
+    from gptoss_convert.formats import open_checkpoint
+    from gptoss_convert.verify.judgement import Outcome
+    from gptoss_convert.verify.policy import read_policy
+    from gptoss_convert.verify.prompts import PRESETS, load_prompts
+    from gptoss_convert.verify.verification import LogitsOptions, VerifyOptions, verify_artifacts
+
+    if only_weights and only_logits:
+        raise OptionError("--weights and --logits exclude each other; without them, both are compared")
+    checkpoint = open_checkpoint(reference)
+    logits = loaded = None
+    if with_bisection or not only_weights:
+        source = prompts if prompts in PRESETS else Path(prompts)
+        loaded = load_prompts(source, checkpoint.tokenizer, checkpoint.config, max_tokens=max_tokens)
+    if loaded is not None and not only_weights:
+        logits = LogitsOptions(
+            prompts=loaded,
+            runtimes=tuple(options["runtimes"]),
+            baselines=tuple(options["baselines"]),
+            work=options["work"],
+            threads=options["threads"],
+            timeout=options["timeout"],
+            provider=options["provider"],
+            noise_floor=options["noise_floor"],
+        )
+    verify_options = VerifyOptions(
+        weights=not only_logits,
+        logits=logits,
+        bisection_prompts=loaded if with_bisection else None,
+        policy=None if policy is None else read_policy(policy),
+        jobs=options["jobs"],
+    )
+    silent = options["quiet"] or options["as_json"]
+    wanted = console.progress_is_wanted(quiet=silent, no_progress=options["no_progress"])
+    total = 0 if only_logits else len(artifacts) * sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    with console.progress_bar(total, shown=wanted and not only_logits) as progress:
+        say = console.say if wanted else lambda line: None
+        result = verify_artifacts(checkpoint, artifacts, verify_options, progress=progress, say=say)
+    if options["as_json"]:
+        console.print_json(result.as_dict())
+    elif not options["quiet"]:
+        print_verification(result)
+    if result.outcome is Outcome.FAIL or (result.outcome is Outcome.INCONCLUSIVE and not allow_inconclusive):
+        sys.exit(CHECK_FAILED)
