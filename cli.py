@@ -10,7 +10,7 @@ import click
 from gptoss_convert import __version__
 from gptoss_convert.process import run_command
 
-COMMANDS = ("demo", "inspect", "to-bf16", "to-gguf", "to-mxfp4", "to-onnx", "verify")
+COMMANDS = ("build", "check", "demo", "inspect", "to-bf16", "to-gguf", "to-mxfp4", "to-onnx", "verify")
 """Names of all commands; the module is called the same, with underscores."""
 
 

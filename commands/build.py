@@ -1,0 +1,86 @@
+"""`build`: make and verify every artifact of a recipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from gptoss_convert import console
+from gptoss_convert.options import SectionedCommand, Size, common_options
+
+
+@click.command(cls=SectionedCommand)
+@click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
+    help="[output] Folder for the artifacts and manifest.json (default: dist, beside the recipe).",
+)  # fmt: skip
+@click.option("--only", "names", multiple=True, metavar="NAME", help="[input] Make this artifact only. Repeatable.")
+@click.option(
+    "--matrix", is_flag=True,
+    help="[output] Print one job per artifact as JSON, for the matrix of a CI workflow, and write nothing.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="[output] Replace outputs that no earlier build made.")
+@click.option(
+    "--jobs", type=click.IntRange(1, 64), metavar="N",
+    help="[resources] Chunks at a time (default: cores, up to 4).",
+)  # fmt: skip
+@click.option(
+    "--max-memory", type=Size(), metavar="SIZE", help="[resources] Memory for data in flight (default: 192MiB)."
+)
+@click.option("--no-progress", is_flag=True, help="[reporting] Show no progress.")
+@common_options
+def build(
+    recipe: Path,
+    *,
+    output: Path | None,
+    names: Sequence[str],
+    matrix: bool,
+    force: bool,
+    jobs: int | None,
+    max_memory: int | None,
+    no_progress: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Make every artifact that RECIPE names, and verify it.
+
+    RECIPE is a TOML file (docs/recipes.md). What is up to date is not made again. An artifact that cannot be made,
+    or does not pass, does not stop the others; the exit code is 0 only if all are there and pass.
+
+    \b
+    Examples:
+      gptoss-convert build release.toml -o dist
+      gptoss-convert build release.toml --matrix
+      gptoss-convert build release.toml -o dist --only gpt-oss-20b.gguf
+    """
+    from gptoss_convert.console_recipes import print_build
+    from gptoss_convert.converters.execute import Resources
+    from gptoss_convert.recipes.build import build as make
+    from gptoss_convert.recipes.matrix import build_matrix
+    from gptoss_convert.recipes.recipe import read_recipe
+
+    stated = read_recipe(recipe)
+    if names:
+        stated = stated.only(tuple(names))
+    if matrix:
+        console.print_json(build_matrix(stated))
+        return
+    limits = {"jobs": jobs, "memory": max_memory}
+    wanted = console.progress_is_wanted(quiet=quiet or as_json, no_progress=no_progress)
+    result = make(
+        stated,
+        recipe.parent / "dist" if output is None else output,
+        resources=Resources(**{key: value for key, value in limits.items() if value is not None}),
+        replace_others=force,
+        say=console.say if wanted else lambda line: None,
+    )
+    if as_json:
+        console.print_json(result.as_dict())
+    elif not quiet:
+        print_build(result)
+    if result.exit_code:
+        sys.exit(result.exit_code)

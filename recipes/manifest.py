@@ -1,0 +1,98 @@
+"""The manifest of a build: what was made of what, with which options, and how that was judged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gptoss_convert import __version__
+from gptoss_convert.converters.manifest import TOOL
+
+if TYPE_CHECKING:
+    from gptoss_convert.checkpoint import Checkpoint
+    from gptoss_convert.converters.execute import Report
+    from gptoss_convert.converters.plan import Plan
+    from gptoss_convert.recipes.recipe import ArtifactRecipe, Recipe
+    from gptoss_convert.recipes.state import WrittenFile
+    from gptoss_convert.verify.verification import ArtifactResult
+
+VERSION = 1
+"""Of the manifest's own format."""
+KIND = "build"
+"""Tells it from the manifest of a single artifact."""
+
+
+def artifact_facts(
+    artifact: ArtifactRecipe, plan: Plan, report: Report, files: Sequence[WrittenFile], result: ArtifactResult
+) -> dict[str, Any]:
+    """Return what the manifest says of an artifact that was made and judged."""
+    return {
+        "name": artifact.name,
+        "output": artifact.output,
+        "to": artifact.conversion.name,
+        "format": plan.format,
+        "options": stated_options(artifact),
+        "loss": str(report.loss),
+        "canonical_hash": None if report.hash is None else report.hash.model,
+        "nbytes": sum(file.nbytes for file in files),
+        "files": [{"name": file.name, "nbytes": file.nbytes, "sha256": file.sha256} for file in files],
+        "verification": {
+            "verdict": result.verdict.as_dict(),
+            "limits": result.profile,
+            "structure": result.structure.passed,
+            "weights": None if result.weights is None else result.weights.passed,
+            "runtimes": {item.runtime: item.verdict.as_dict() for item in result.logits},
+        },
+    }
+
+
+def stated_options(artifact: ArtifactRecipe) -> dict[str, Any]:
+    """Return the options of an artifact as JSON-ready data, without those that say nothing."""
+    options = msgspec.to_builtins(asdict(artifact.options))
+    return dict(_without_nothing(options))
+
+
+def _without_nothing(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        stated = dict(_without_nothing(value)) if isinstance(value, Mapping) else value
+        if stated not in (None, [], {}, ()):
+            yield key, stated
+
+
+def build_manifest(recipe: Recipe, checkpoint: Checkpoint, artifacts: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return the contents of the file: the same for the same recipe, source, program and libraries."""
+    document = {
+        "kind": KIND,
+        "manifest_version": VERSION,
+        "tool": {"name": TOOL, "version": __version__},
+        "libraries": installed_libraries(),
+        "recipe": {"name": recipe.path.name, "sha256": hashlib.sha256(recipe.path.read_bytes()).hexdigest()},
+        "source": {
+            "name": checkpoint.path.absolute().name,
+            "format": checkpoint.format,
+            "files": [{"name": file.name, "nbytes": file.stat().st_size} for file in checkpoint.files],
+        },
+        "artifacts": list(artifacts),
+    }
+    return (json.dumps(document, indent=2, ensure_ascii=True, allow_nan=False) + "\n").encode()
+
+
+def installed_libraries() -> dict[str, str]:
+    """Return the versions of the libraries that this program can use and that are installed, by name."""
+    found = {}
+    for requirement in metadata.requires("gptoss-convert") or []:
+        name = re.match(r"[A-Za-z0-9._-]+", requirement)
+        if name is None or name[0] == "gptoss-convert" or re.search(r"extra == .(peers|test|release)", requirement):
+            continue
+        try:
+            found[name[0]] = metadata.version(name[0])
+        except metadata.PackageNotFoundError:
+            continue
+    return dict(sorted(found.items()))
