@@ -23,6 +23,16 @@ from gptoss_convert.options import SectionedCommand, Size, common_options
     "--matrix", is_flag=True,
     help="[output] Print one job per artifact as JSON, for the matrix of a CI workflow, and write nothing.",
 )  # fmt: skip
+@click.option(
+    "--builder", metavar="URI",
+    help="[output] Also write provenance.json, an in-toto statement that says that this builder, for example the "
+    "address of a CI workflow, made the artifacts.",
+)  # fmt: skip
+@click.option("--bom", is_flag=True, help="[output] Also write bom.json, a bill of materials in CycloneDX.")
+@click.option(
+    "--sign", "signing_key", type=click.Path(path_type=Path), metavar="KEY",
+    help="[output] Also write model.sig, a signature of all files by this private key (elliptic curve, PEM).",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="[output] Replace outputs that no earlier build made.")
 @click.option(
     "--jobs", type=click.IntRange(1, 64), metavar="N",
@@ -39,6 +49,9 @@ def build(
     output: Path | None,
     names: Sequence[str],
     matrix: bool,
+    builder: str | None,
+    bom: bool,
+    signing_key: Path | None,
     force: bool,
     jobs: int | None,
     max_memory: int | None,
@@ -59,6 +72,7 @@ def build(
     """
     from gptoss_convert.console_recipes import print_build
     from gptoss_convert.converters.execute import Resources
+    from gptoss_convert.recipes.build import Papers
     from gptoss_convert.recipes.build import build as make
     from gptoss_convert.recipes.matrix import build_matrix
     from gptoss_convert.recipes.recipe import read_recipe
@@ -76,6 +90,7 @@ def build(
         recipe.parent / "dist" if output is None else output,
         resources=Resources(**{key: value for key, value in limits.items() if value is not None}),
         replace_others=force,
+        papers=Papers(builder=builder, bill_of_materials=bom, signing_key=signing_key),
         say=console.say if wanted else lambda line: None,
     )
     if as_json:

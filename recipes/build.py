@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,13 @@ from gptoss_convert.converters.manifest import hash_file
 from gptoss_convert.converters.output import check_destination, new_files
 from gptoss_convert.converters.plan import Plan, PlannedFile
 from gptoss_convert.errors import GptossConvertError, OutputError, UnsupportedError
-from gptoss_convert.recipes.manifest import artifact_facts, build_manifest
+from gptoss_convert.recipes.bom import bill_of_materials
+from gptoss_convert.recipes.manifest import artifact_facts, build_manifest, serialise_manifest
+from gptoss_convert.recipes.provenance import provenance
 from gptoss_convert.recipes.recipe import ArtifactRecipe, Recipe, VerifyRecipe
+from gptoss_convert.recipes.signing import SIGNATURE, require_signing, sign_folder
 from gptoss_convert.recipes.source import OpenSource, open_source
-from gptoss_convert.recipes.state import STATE, Built, artifact_key, read_state, written_files
+from gptoss_convert.recipes.state import STATE, Built, artifact_key, hashed_sources, read_state, written_files
 from gptoss_convert.verify.declaration import LARGEST_MANIFEST
 from gptoss_convert.verify.judgement import Outcome
 from gptoss_convert.verify.policy import Policy, read_policy
@@ -33,6 +36,9 @@ from gptoss_convert.verify.verification import (
     VerifyOptions,
     verify_artifacts,
 )
+
+PROVENANCE = "provenance.json"
+BILL_OF_MATERIALS = "bom.json"
 
 VERIFICATION_FAILED = 1
 """Exit code of an artifact that was written and is not what it should be."""
@@ -108,6 +114,29 @@ class BuildResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Papers:
+    """What is written beside the manifest."""
+
+    builder: str | None = None
+    """URI of who runs the build, for a statement of provenance; None for no statement."""
+    bill_of_materials: bool = False
+    signing_key: Path | None = None
+    """Private key to sign the folder with; None for no signature."""
+
+    def require_possible(self) -> None:
+        """Refuse what would fail after hours of work.
+
+        Raises:
+            InputError: there is no such key.
+            UnsupportedError: a library is not installed.
+        """
+        if self.bill_of_materials:
+            bill_of_materials({"artifacts": [], "source": {}, "tool": {"name": "", "version": ""}, "libraries": {}})
+        if self.signing_key is not None:
+            require_signing(self.signing_key)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Written:
     """An artifact that was just written and is not judged yet."""
 
@@ -126,6 +155,7 @@ def build(
     *,
     resources: Resources | None = None,
     replace_others: bool = False,
+    papers: Papers | None = None,
     progress: Progress = ignore_progress,
     say: Say = lambda line: None,
 ) -> BuildResult:
@@ -138,6 +168,7 @@ def build(
         folder: where artifacts and manifest go; it is made if it does not exist.
         resources: how many pieces at once, and memory for them.
         replace_others: whether outputs that no earlier build made may be replaced.
+        papers: what else is written; by default nothing but the manifest.
         progress: is told the tensors and bytes that were written.
         say: is told what is being done.
 
@@ -145,7 +176,10 @@ def build(
         InputError: the source, prompts, policy, or the state of an earlier build are damaged.
         OptionError: the recipe asks for verification that cannot be done.
         OutputError: the folder, the manifest or the state cannot be written.
+        UnsupportedError: a library for the papers is not installed.
     """
+    papers = papers or Papers()
+    papers.require_possible()
     with _reported(folder):
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,11 +215,26 @@ def build(
         )
         state = state.with_built(item.recipe.name, made)
     artifacts = tuple(done[artifact.name] for artifact in recipe.artifacts)
-    manifest = folder / MANIFEST
-    facts = [_facts(item) for item in artifacts]
-    _save(manifest, build_manifest(recipe, source.checkpoint, facts))
+    say("hashing the source")
+    state = state.with_sources(hashed_sources(source.checkpoint.files, state.sources))
     _save(folder / STATE, state.serialise())
-    return BuildResult(folder=folder, manifest=manifest, artifacts=artifacts)
+    manifest = build_manifest(recipe, source.checkpoint, state.sources, [_facts(item) for item in artifacts])
+    _save(folder / MANIFEST, serialise_manifest(manifest))
+    _write_papers(folder, papers, manifest)
+    return BuildResult(folder=folder, manifest=folder / MANIFEST, artifacts=artifacts)
+
+
+def _write_papers(folder: Path, papers: Papers, manifest: Mapping[str, Any]) -> None:
+    """Write the papers, and remove those of an earlier build, which may say what is not true any more."""
+    for name in (PROVENANCE, BILL_OF_MATERIALS, SIGNATURE):
+        with _reported(folder / name):
+            (folder / name).unlink(missing_ok=True)
+    if papers.builder is not None:
+        _save(folder / PROVENANCE, provenance(manifest, papers.builder))
+    if papers.bill_of_materials:
+        _save(folder / BILL_OF_MATERIALS, bill_of_materials(manifest))
+    if papers.signing_key is not None:
+        sign_folder(folder, papers.signing_key)
 
 
 def _with_manifest(plan: Plan) -> Plan:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gptoss_convert.converters.execute import Report
     from gptoss_convert.converters.plan import Plan
     from gptoss_convert.recipes.recipe import ArtifactRecipe, Recipe
-    from gptoss_convert.recipes.state import WrittenFile
+    from gptoss_convert.recipes.state import HashedFile
     from gptoss_convert.verify.verification import ArtifactResult
 
 VERSION = 1
@@ -30,7 +30,7 @@ KIND = "build"
 
 
 def artifact_facts(
-    artifact: ArtifactRecipe, plan: Plan, report: Report, files: Sequence[WrittenFile], result: ArtifactResult
+    artifact: ArtifactRecipe, plan: Plan, report: Report, files: Sequence[HashedFile], result: ArtifactResult
 ) -> dict[str, Any]:
     """Return what the manifest says of an artifact that was made and judged."""
     return {
@@ -42,7 +42,7 @@ def artifact_facts(
         "loss": str(report.loss),
         "canonical_hash": None if report.hash is None else report.hash.model,
         "nbytes": sum(file.nbytes for file in files),
-        "files": [{"name": file.name, "nbytes": file.nbytes, "sha256": file.sha256} for file in files],
+        "files": [_named(file) for file in files],
         "verification": {
             "verdict": result.verdict.as_dict(),
             "limits": result.profile,
@@ -66,9 +66,14 @@ def _without_nothing(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, stated
 
 
-def build_manifest(recipe: Recipe, checkpoint: Checkpoint, artifacts: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return the contents of the file: the same for the same recipe, source, program and libraries."""
-    document = {
+def build_manifest(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    sources: Sequence[HashedFile],
+    artifacts: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return what the file says: the same for the same recipe, source, program and libraries."""
+    return {
         "kind": KIND,
         "manifest_version": VERSION,
         "tool": {"name": TOOL, "version": __version__},
@@ -77,11 +82,19 @@ def build_manifest(recipe: Recipe, checkpoint: Checkpoint, artifacts: Sequence[M
         "source": {
             "name": checkpoint.path.absolute().name,
             "format": checkpoint.format,
-            "files": [{"name": file.name, "nbytes": file.stat().st_size} for file in checkpoint.files],
+            "files": [_named(file) for file in sources],
         },
         "artifacts": list(artifacts),
     }
-    return (json.dumps(document, indent=2, ensure_ascii=True, allow_nan=False) + "\n").encode()
+
+
+def serialise_manifest(manifest: Mapping[str, Any]) -> bytes:
+    """Return the contents of the file."""
+    return (json.dumps(manifest, indent=2, ensure_ascii=True, allow_nan=False) + "\n").encode()
+
+
+def _named(file: HashedFile) -> dict[str, Any]:
+    return {"name": file.name, "nbytes": file.nbytes, "sha256": file.sha256}
 
 
 def installed_libraries() -> dict[str, str]:

@@ -25,7 +25,7 @@ MOST_ARTIFACTS = 1000
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """Names of files and folders that every system, shell and URL takes as they are."""
-_RESERVED = ("manifest.json", "build-state.json", "provenance.json", "bom.json", "report")
+_RESERVED = ("manifest.json", "build-state.json", "provenance.json", "bom.json", "model.sig", "report")
 """Names that a build writes beside the artifacts."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]

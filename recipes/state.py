@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,11 +30,11 @@ _SAMPLE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class WrittenFile:
-    """A file of an artifact as it was when the build ended."""
+class HashedFile:
+    """A file as it was when it was hashed."""
 
     name: str
-    """Relative to the folder of the build."""
+    """Relative to the folder of the build, or of the source."""
     nbytes: int
     mtime_ns: int
     sha256: str
@@ -48,6 +48,10 @@ class WrittenFile:
         if facts.st_size != self.nbytes:
             return False
         return facts.st_mtime_ns == self.mtime_ns or hash_file(folder / self.name)[1] == self.sha256
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the facts as JSON-ready data."""
+        return {"name": self.name, "nbytes": self.nbytes, "mtime_ns": self.mtime_ns, "sha256": self.sha256}
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -67,6 +71,7 @@ class _Built(msgspec.Struct, frozen=True):
 class _State(msgspec.Struct, frozen=True):
     state_version: int
     outputs: list[str]
+    sources: list[_File]
     artifacts: dict[str, _Built]
 
 
@@ -76,7 +81,7 @@ class Built:
 
     key: str
     """Digest of everything that it depends on, see `artifact_key`."""
-    files: tuple[WrittenFile, ...]
+    files: tuple[HashedFile, ...]
     facts: Mapping[str, Any]
     """What the manifest says of it."""
     verification: Mapping[str, Any]
@@ -88,10 +93,7 @@ class Built:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as JSON-ready data."""
-        files = [
-            {"name": file.name, "nbytes": file.nbytes, "mtime_ns": file.mtime_ns, "sha256": file.sha256}
-            for file in self.files
-        ]
+        files = [file.as_dict() for file in self.files]
         return {"key": self.key, "files": files, "facts": dict(self.facts), "verification": dict(self.verification)}
 
 
@@ -101,12 +103,18 @@ class BuildState:
 
     outputs: frozenset[str] = frozenset()
     """Files and folders that a build began to write, and a later one may replace."""
+    sources: tuple[HashedFile, ...] = ()
+    """Files with tensors of the source, so that they need not be hashed again."""
     built: Mapping[str, Built] = field(default_factory=dict)
     """Artifacts that were made and judged, by name."""
 
     def with_output(self, name: str) -> BuildState:
         """Return the state after a build began to write `name`."""
         return replace(self, outputs=self.outputs | {name})
+
+    def with_sources(self, files: tuple[HashedFile, ...]) -> BuildState:
+        """Return the state after the source was hashed."""
+        return replace(self, sources=files)
 
     def with_built(self, name: str, built: Built) -> BuildState:
         """Return the state after the artifact `name` was made and judged."""
@@ -117,6 +125,7 @@ class BuildState:
         document = {
             "state_version": VERSION,
             "outputs": sorted(self.outputs),
+            "sources": [file.as_dict() for file in self.sources],
             "artifacts": {name: item.as_dict() for name, item in self.built.items()},
         }
         return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
@@ -139,16 +148,18 @@ def read_state(folder: Path) -> BuildState:
         raise InputError("state of another version", file=path, found=state.state_version, hint="delete it")
     return BuildState(
         outputs=frozenset(state.outputs),
+        sources=tuple(map(_as_hashed, state.sources)),
         built={name: _as_built(item) for name, item in state.artifacts.items()},
     )
 
 
 def _as_built(item: _Built) -> Built:
-    files = (
-        WrittenFile(name=file.name, nbytes=file.nbytes, mtime_ns=file.mtime_ns, sha256=file.sha256)
-        for file in item.files
-    )
-    return Built(key=item.key, files=tuple(files), facts=item.facts, verification=item.verification)
+    files = tuple(map(_as_hashed, item.files))
+    return Built(key=item.key, files=files, facts=item.facts, verification=item.verification)
+
+
+def _as_hashed(file: _File) -> HashedFile:
+    return HashedFile(name=file.name, nbytes=file.nbytes, mtime_ns=file.mtime_ns, sha256=file.sha256)
 
 
 def artifact_key(plan: Plan, artifact: ArtifactRecipe, verify: VerifyRecipe) -> str:
@@ -193,7 +204,26 @@ def _fingerprint(path: Path) -> bytes:
     return f"{path.name}\0{facts.st_size}\0{facts.st_mtime_ns}\0{head}".encode("utf-8", "surrogatepass")
 
 
-def written_files(folder: Path, hashed: Iterable[tuple[str, int, str]]) -> tuple[WrittenFile, ...]:
+def hashed_sources(paths: Sequence[Path], known: Sequence[HashedFile]) -> tuple[HashedFile, ...]:
+    """Hash the files of a source, but for those that have the name, size and time of a `known` one.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    found = []
+    for path in paths:
+        try:
+            facts = path.stat()
+            earlier = (path.name, facts.st_size, facts.st_mtime_ns)
+            same = [file for file in known if (file.name, file.nbytes, file.mtime_ns) == earlier]
+            nbytes, sha256 = (facts.st_size, same[0].sha256) if same else hash_file(path)
+        except (OSError, OutputError) as error:
+            raise InputError("cannot read the source", file=path) from error
+        found.append(HashedFile(name=path.name, nbytes=nbytes, mtime_ns=facts.st_mtime_ns, sha256=sha256))
+    return tuple(found)
+
+
+def written_files(folder: Path, hashed: Iterable[tuple[str, int, str]]) -> tuple[HashedFile, ...]:
     """Return files with names relative to `folder`, sizes and digests, with the time of their last change.
 
     Raises:
@@ -205,5 +235,5 @@ def written_files(folder: Path, hashed: Iterable[tuple[str, int, str]]) -> tuple
             mtime = (folder / name).stat().st_mtime_ns
         except OSError as error:
             raise OutputError(f"cannot read what was written: {error.strerror}", file=folder / name) from error
-        files.append(WrittenFile(name=name, nbytes=nbytes, mtime_ns=mtime, sha256=sha256))
+        files.append(HashedFile(name=name, nbytes=nbytes, mtime_ns=mtime, sha256=sha256))
     return tuple(files)
