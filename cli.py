@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ import click
 from gptoss_convert import __version__
 from gptoss_convert.process import run_command
 
-COMMANDS = ("build", "check", "demo", "inspect", "to-bf16", "to-gguf", "to-mxfp4", "to-onnx", "verify")
+COMMANDS = ("build", "check", "demo", "doctor", "inspect", "to-bf16", "to-gguf", "to-mxfp4", "to-onnx", "verify")
 """Names of all commands; the module is called the same, with underscores."""
 
 
@@ -32,6 +33,15 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command; None if there is none of this name."""
         return load_command(cmd_name) if cmd_name in COMMANDS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the arguments begin with; suggest one if there is none of this name."""
+        close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if args[0] not in COMMANDS and close and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {close[0]!r}?")
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
