@@ -41,6 +41,10 @@ from gptoss_convert.options import SectionedCommand, Size, common_options
 @click.option(
     "--max-memory", type=Size(), metavar="SIZE", help="[resources] Memory for data in flight (default: 192MiB)."
 )
+@click.option(
+    "--annotate", type=click.Choice(["github"]),
+    help="[reporting] Also print annotations, as this CI system shows them, for what failed.",
+)  # fmt: skip
 @click.option("--no-progress", is_flag=True, help="[reporting] Show no progress.")
 @common_options
 def build(
@@ -55,6 +59,7 @@ def build(
     force: bool,
     jobs: int | None,
     max_memory: int | None,
+    annotate: str | None,
     no_progress: bool,
     as_json: bool,
     quiet: bool,
@@ -70,6 +75,7 @@ def build(
       gptoss-convert build release.toml --matrix
       gptoss-convert build release.toml -o dist --only gpt-oss-20b.gguf
     """
+    from gptoss_convert.annotations import build_annotations
     from gptoss_convert.console_recipes import print_build
     from gptoss_convert.converters.execute import Resources
     from gptoss_convert.recipes.build import Papers
@@ -97,5 +103,8 @@ def build(
         console.print_json(result.as_dict())
     elif not quiet:
         print_build(result)
+    if annotate is not None:
+        for line in build_annotations(result, str(recipe)):
+            console.say(line)
     if result.exit_code:
         sys.exit(result.exit_code)
