@@ -60,7 +60,8 @@ def run_step(step: dict[str, Any], job: Path, inputs: dict[str, str]) -> subproc
 
 
 def step_named(name: str) -> dict[str, Any]:
-    (step,) = (item for item in ACTION["runs"]["steps"] if item.get("name") == name)
+    found: list[dict[str, Any]] = [item for item in ACTION["runs"]["steps"] if item.get("name") == name]
+    (step,) = found
     return step
 
 
