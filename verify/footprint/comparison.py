@@ -42,7 +42,7 @@ class Comparison:
     @property
     def error(self) -> float:
         """By how much of the measurement the prediction is off: positive if it is too large."""
-        return self.peak.bytes / self.peak.measured
+        return self.peak.bytes / max(self.peak.measured, 1)
 
     @property
     def explanation(self) -> str:
@@ -72,6 +72,12 @@ class Comparison:
 
 def compare(prediction: Prediction, measurement: Measurement) -> Comparison | None:
     """Compare a prediction for the conditions of a measurement with it; None if it was not completed."""
+    if measurement.conditions.device == "gpu":
+        on_gpu = measurement.peak_on_gpu
+        if on_gpu is None or measurement.phase(DECODE) is None:
+            return None
+        gpu = Difference(name="GPU memory", predicted=prediction.resident, measured=on_gpu, source="all parts")
+        return Comparison(prediction=prediction, peak=gpu, causes=(gpu,))
     loaded, computed = measurement.phase(LOAD), measurement.phase(PREFILL)
     decoded, resident = measurement.phase(DECODE), measurement.peak_resident
     if loaded is None or computed is None or decoded is None or resident is None:

@@ -55,6 +55,8 @@ class Footprint:
         if self.measurement is None or self.measurement.ending is Ending.OUT_OF_MEMORY:
             return None
         if self.comparison is None:
+            if self.measurement.ending is Ending.COMPLETED:
+                return "nothing tells what the GPU holds: neither NVML nor DXGI is there"
             return f"the measurement {self.measurement.ending} in phase {self.measurement.died_in}"
         if abs(self.comparison.error) > self.largest_error:
             return (
@@ -101,7 +103,7 @@ def take_footprint(
         measurement = measure(
             subject,
             model.runtime,
-            replace(how, device="cpu"),
+            how,
             prompt=measuring.prompt,
             answer=measuring.answer,
             limit=measuring.limit,

@@ -20,10 +20,11 @@ from gptoss_convert.errors import OptionError, UnsupportedError
 from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.verify.footprint.child import DECODE, IMPORT, LOAD, PHASES, PREFILL, REQUEST, START
 from gptoss_convert.verify.footprint.parts import Conditions
-from gptoss_convert.verify.footprint.subject import Subject
+from gptoss_convert.verify.footprint.subject import Subject, graph_facts
 from gptoss_convert.verify.runners import RUNTIMES
 from gptoss_convert.verify.runners.genai_config import read_genai_config
 from gptoss_convert.verify.runners.launch import LOG, end_of_child, log_tail, reason_of_end
+from gptoss_convert.verify.runners.providers import provider_named
 
 DEFAULT_PROMPT = 1024
 DEFAULT_ANSWER = 16
@@ -83,7 +84,7 @@ class PhaseMemory:
     cgroup_peak: int | None = None
     """Largest memory of the control group so far, with its other members and file cache."""
     gpu: list[dict[str, Any]] | None = None
-    """By device, where NVML tells."""
+    """By device, where NVML or DXGI tells."""
     seconds: float = 0.0
 
 
@@ -123,6 +124,18 @@ class Measurement:
             max((phase.mapped or 0 for phase in self.phases if phase.phase in (PREFILL, DECODE)), default=0) or None
         )
 
+    @property
+    def peak_on_gpu(self) -> int | None:
+        """Most bytes of all GPUs at the end of a phase: of the process, or else beyond those at the start."""
+        figures = [phase.gpu for phase in self.phases if phase.gpu]
+        if not figures:
+            return None
+        own: list[list[int | None]] = [[device["process"] for device in devices] for devices in figures]
+        if all(size is not None for sizes in own for size in sizes):
+            return max(sum(size or 0 for size in sizes) for sizes in own)
+        used: list[int] = [sum(device["used"] for device in devices) for devices in figures]
+        return max(used) - used[0]
+
     def phase(self, name: str) -> PhaseMemory | None:
         """Return a phase; None if it was not completed."""
         return next((phase for phase in self.phases if phase.phase == name), None)
@@ -139,6 +152,7 @@ class Measurement:
             "peak_resident": self.peak_resident,
             "peak_private": self.peak_private,
             "mapped": self.mapped,
+            "peak_on_gpu": self.peak_on_gpu,
             "phases": [asdict(phase) for phase in self.phases],
             "setting": dict(self.setting),
         }
@@ -154,7 +168,7 @@ def measure(
     limit: int | None = None,
     timeout: float | None = None,
 ) -> Measurement:
-    """Run `subject` on the CPU in a child process that ends with this call.
+    """Run `subject` in a child process that ends with this call.
 
     Args:
         subject: an artifact that is there.
@@ -235,8 +249,17 @@ def _request(checkpoint: Checkpoint, runtime: str, outline: Measurement) -> dict
         "answer": outline.answer,
         "vocab": checkpoint.config.vocab_size,
         "limit": outline.limit,
+        "device": how.device,
+        "provider": _provider(checkpoint, how),
         "graph": _graph(checkpoint.path) if checkpoint.format == "onnx" else None,
     }
+
+
+def _provider(checkpoint: Checkpoint, how: Conditions) -> str | None:
+    """Return onnxruntime's name of the execution provider that a graph is run with; None for other formats."""
+    if checkpoint.format != "onnx":
+        return None
+    return provider_named("cpu" if how.device == "cpu" else graph_facts(checkpoint.path).provider)
 
 
 def _graph(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from gptoss_convert.checkpoint import ModelConfig, Role
 from gptoss_convert.verify.footprint.kv_cache import KvCache, least_cache, whole_cache
 from gptoss_convert.verify.footprint.parts import Conditions, Part, Phase, mapped, private
 from gptoss_convert.verify.footprint.subject import GraphFacts, Subject
-from gptoss_convert.verify.footprint.weights import WeightGroup, number_type, total
+from gptoss_convert.verify.footprint.weights import number_type, total
 
 BATCH = 64
 """Positions at once where the folder does not say less: their logits are whole."""
@@ -106,20 +106,23 @@ def _stages(subject: Subject, how: Conditions) -> dict[str, int]:
     """Return the bytes that the stages of one step take beside weights and cache, by name."""
     config = subject.config
     number = 4 if number_type(subject.weights) == "f32" else 2
-    decodes = subject.graph is not None and subject.graph.provider in ("dml", "webgpu")
-    return {
+    graph = subject.graph or GraphFacts()
+    decodes = graph.provider in ("dml", "webgpu")
+    stages = {
         # A graph's output cannot be the memory of the array that it is reshaped from.
         "logits": 2 * how.batch * config.vocab_size * number,
-        "attention": how.batch * config.num_attention_heads * how.positions * number,
-        "experts": _decoded(config, number) if decodes else _experts(config, how, subject.weights),
+        "experts": _decoded(config, number) if decodes else _experts(config, how),
     }
+    if graph.provider != "cuda":  # whose kernel never holds the scores of all pairs
+        stages["attention"] = how.batch * config.num_attention_heads * how.positions * number
+    return stages
 
 
 def _decoded(config: ModelConfig, number: int) -> int:
     return _DECODED_AT_ONCE * 2 * config.intermediate_size * config.hidden_size * (_INDEX_BYTES + number)
 
 
-def _experts(config: ModelConfig, how: Conditions, weights: tuple[WeightGroup, ...]) -> int:
+def _experts(config: ModelConfig, how: Conditions) -> int:
     """Return what QMoE takes: on the CPU each thread decodes an expert to float32; every choice has its rows."""
     inner, hidden = config.intermediate_size, config.hidden_size
     decoded = 3 * inner * hidden * 4 * how.threads if how.device == "cpu" else 0

@@ -11,6 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+_EVERY_LAYER = 999
+"""More layers than any model has, and the unembedding."""
+
 
 class Session(Protocol):
     """A model that is loaded."""
@@ -33,7 +36,7 @@ class LlamaCpp:
         parameters.n_ctx = request["context"]
         parameters.n_batch = parameters.n_ubatch = request["batch"]
         parameters.n_parallel = 1
-        parameters.n_gpu_layers = 0
+        parameters.n_gpu_layers = _EVERY_LAYER if request["device"] == "gpu" else 0
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = request["threads"]
         parameters.cache_ram_mib = parameters.n_ctx_checkpoints = 0
         parameters.fit_params = parameters.warmup = parameters.use_jinja = False
@@ -52,7 +55,7 @@ class LlamaCpp:
 
 
 class Onnxruntime:
-    """A session without arena on the CPU: what is freed goes back to the system."""
+    """A session without arena: what is freed goes back to the system."""
 
     MODULES = ("numpy", "onnxruntime")
 
@@ -65,7 +68,9 @@ class Onnxruntime:
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         options.add_session_config_entry("session.disable_prepacking", graph["disable_prepacking"])
         path = str(Path(request["artifact"]) / graph["file"])
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(path, options, providers=[request["provider"]])
+        if request["provider"] not in self._session.get_providers():  # it goes on without
+            raise RuntimeError(f"{request['provider']} does not start")
         self._graph = graph
         self._types = {node.name: node.type for node in self._session.get_inputs()}
         self._outputs = [node.name for node in self._session.get_outputs()]
@@ -110,7 +115,8 @@ class OnnxruntimeGenai:
         configuration = genai.Config(request["artifact"])
         options = {"intra_op_num_threads": request["threads"]}
         configuration.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-        configuration.clear_providers()
+        if request["device"] == "cpu":
+            configuration.clear_providers()
         self._model = genai.Model(configuration)
         parameters = genai.GeneratorParams(self._model)
         parameters.set_search_options(max_length=request["context"])
@@ -133,12 +139,14 @@ class Transformers:
         transformers: Any = import_module("transformers")
         self._torch.set_num_threads(request["threads"])
         config = transformers.AutoConfig.from_pretrained(request["artifact"])
+        on_cpu = request["device"] == "cpu"
         quantised = getattr(config, "quantization_config", None) is not None
         self._model = transformers.GptOssForCausalLM.from_pretrained(
             request["artifact"],
             dtype=self._torch.bfloat16,
             attn_implementation="eager",
-            quantization_config=transformers.Mxfp4Config(dequantize=True) if quantised else None,
+            quantization_config=transformers.Mxfp4Config(dequantize=on_cpu) if quantised else None,
+            device_map=None if on_cpu else "cuda",
         ).eval()
         self._batch = request["batch"]
         self._cache: Any = None
@@ -147,7 +155,7 @@ class Transformers:
         """Compute a batch at a time, and the logits of its last token."""
         with self._torch.inference_mode():
             for index in range(0, len(tokens), self._batch):
-                ids = self._torch.tensor([tokens[index : index + self._batch]])
+                ids = self._torch.tensor([tokens[index : index + self._batch]], device=self._model.device)
                 output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
                 self._cache = output.past_key_values
 

@@ -103,7 +103,7 @@ def _is_bare_configuration(path: Path) -> bool:
 
 def _found(checkpoint: Checkpoint, entries: int) -> Subject:
     weights = weights_of_checkpoint(checkpoint)
-    graph = _graph_facts(checkpoint.path) if checkpoint.format == "onnx" else None
+    graph = graph_facts(checkpoint.path) if checkpoint.format == "onnx" else None
     stored = sum(file.stat().st_size for file in checkpoint.files)
     return Subject(
         path=checkpoint.path,
@@ -141,7 +141,12 @@ def _imagined(path: Path, config: ModelConfig, form: Form, entries: int) -> Subj
     )
 
 
-def _graph_facts(folder: Path) -> GraphFacts:
+def graph_facts(folder: Path) -> GraphFacts:
+    """Return what an ONNX folder says of how it is to be run.
+
+    Raises:
+        InputError: its genai_config.json is missing or damaged.
+    """
     said = read_genai_config(folder)
     decoder = said.model.decoder
     providers = [name for options in decoder.session_options.provider_options for name in options]

@@ -52,12 +52,12 @@ def judge(
 ) -> Verdict:
     """Return whether a model fits: what is needed, predicted and measured, has to be within the budget.
 
-    A measurement is about the memory of the host; it says nothing about a GPU's. Pages of files that are mapped and
-    never read again are resident where nothing presses, but not needed: they are taken off what was measured by as
-    much as the prediction says.
+    A measurement is about the memory of what computed, and says nothing about another device. Pages of files that
+    are mapped and never read again are resident where nothing presses, but not needed: they are taken off what was
+    measured by as much as the prediction says.
     """
     fit, reason = _by_prediction(budget, prediction)
-    if measurement is not None and budget.device == "cpu":
+    if measurement is not None and budget.device == measurement.conditions.device:
         worse = _by_measurement(budget, prediction, measurement)
         if worse is not None:
             fit, reason = Fit.OVER, worse
@@ -77,6 +77,10 @@ def _by_measurement(budget: Budget, prediction: Prediction, measurement: Measure
     """Return why what was measured is too much; None if it is not."""
     if measurement.ending is Ending.OUT_OF_MEMORY:
         return f"the process ran out of memory in phase {measurement.died_in}: {measurement.reason}"
+    if budget.device == "gpu":
+        on_gpu = measurement.peak_on_gpu or 0
+        over = on_gpu > budget.available
+        return f"{_size(on_gpu)} measured, {_size(budget.available)} available" if over else None
     private, resident = measurement.peak_private or 0, measurement.peak_resident or 0
     droppable = sum(max(part.resident - part.needed, 0) for part in prediction.parts if part.kind is Kind.MAPPED)
     needed = max(private, resident - droppable)
