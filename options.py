@@ -16,6 +16,7 @@ import click
 from gptoss_convert import console
 from gptoss_convert.errors import GptossConvertError, InputError
 from gptoss_convert.process import INTERNAL_ERROR, OutputStreamError
+from gptoss_convert.sizes import parse_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -30,9 +31,6 @@ GRAPH_EXPERTS = ("mxfp4", "int8", "int4", "f16")
 GRAPH_ACTIVATIONS = ("f32", "f16")
 """Named here too, because importing the places that define them would slow down `--help`; a test compares them."""
 
-_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
-_BINARY_UNITS = {"KI": 1024, "MI": 1024**2, "GI": 1024**3, "TI": 1024**4}
-
 
 class Size(click.ParamType[int]):
     """A number of bytes: 500, 60M, 4GB, 4GiB."""
@@ -43,14 +41,10 @@ class Size(click.ParamType[int]):
         """Return the number of bytes."""
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", str(value).strip().upper())
-        factor = (_UNITS | _BINARY_UNITS).get(match[2]) if match else None
-        if match is None or factor is None:
-            self.fail(f"{value!r} is no size; write for example 500M, 4GB or 4GiB", param, ctx)
-        number = float(match[1]) * factor
-        if not 1 <= number < 1 << 63:
-            self.fail(f"{value!r} is no size from one byte on", param, ctx)
-        return int(number)
+        try:
+            return parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Override(click.ParamType[tuple[str, str]]):
@@ -67,7 +61,8 @@ class Override(click.ParamType[tuple[str, str]]):
 
 
 SECTIONS = (
-    "Input", "Output", "Encoding", "Tiers", "Distributions", "Description", "Resources", "Reporting", "Other",
+    "Input", "Output", "Encoding", "Tiers", "Distributions", "Memory", "Measurement", "Description", "Resources",
+    "Reporting", "Other",
 )  # fmt: skip
 
 

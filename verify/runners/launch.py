@@ -25,6 +25,7 @@ LOG_TAIL_BYTES = 8000
 LONGEST_LOG_LINE = 300
 """Characters of a log line in a reason."""
 
+_CHILD = "gptoss_convert.verify.runners.child"
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8", "TQDM_DISABLE": "1"}
 """Nothing is fetched; logs hold no progress bars."""
 
@@ -114,13 +115,13 @@ def run_in_child(
         settings=settings,
     )
     (folder / REQUEST).write_bytes(msgspec.json.encode(request))
-    code = _end_of_child(folder, timeout)
-    outline = replace(outline, log_tail=_log_tail(folder / LOG))
+    code = end_of_child(_CHILD, folder, timeout)
+    outline = replace(outline, log_tail=log_tail(folder / LOG))
     if not (folder / RESULT).is_file():
         if code is None:
             return replace(outline, status=Status.TIMED_OUT, reason=f"not finished after {timeout:g} seconds")
         status = Status.KILLED if code == -getattr(signal, "SIGKILL", 0) else Status.CRASHED
-        return replace(outline, status=status, reason=_reason(code, outline.log_tail))
+        return replace(outline, status=status, reason=reason_of_end(code, outline.log_tail))
     result = msgspec.json.decode((folder / RESULT).read_bytes(), type=Result)
     return replace(
         outline,
@@ -134,13 +135,17 @@ def run_in_child(
     )
 
 
-def _end_of_child(folder: Path, timeout: float | None) -> int | None:
-    """Run the child to its end and return its exit code; None if it took too long."""
-    command = [sys.executable, "-P", "-m", "gptoss_convert.verify.runners.child", str(folder.absolute())]
+def end_of_child(
+    module: str, folder: Path, timeout: float | None, environment: Mapping[str, str] | None = None
+) -> int | None:
+    """Run a module with `folder` as its argument to its end and return its exit code; None if it took too long.
+
+    What it prints goes to `LOG` in the folder. Its standard input is a pipe that ends when this process does.
+    """
+    command = [sys.executable, "-P", "-m", module, str(folder.absolute())]
+    variables = os.environ | _ENVIRONMENT | dict(environment or {})
     with (folder / LOG).open("wb") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | _ENVIRONMENT
-        )
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=variables)
         try:
             return process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -165,7 +170,7 @@ def _status(result: Result) -> Status:
     return _STATUSES[result.failure]
 
 
-def _reason(code: int, log_tail: str) -> str:
+def reason_of_end(code: int, log_tail: str) -> str:
     """Return how a process without a result ended, and the last that it said."""
     lines = [line.strip() for line in log_tail.splitlines() if line.strip()]
     last = printable(lines[-1])[:LONGEST_LOG_LINE] if lines else None
@@ -182,7 +187,8 @@ def _ending(code: int) -> str:
     return f"ended with exit code {code if code < 0xC0000000 else f'0x{code:08X}'}"
 
 
-def _log_tail(path: Path) -> str:
+def log_tail(path: Path) -> str:
+    """Return the end of a log."""
     with path.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(size - LOG_TAIL_BYTES, 0))
