@@ -11,7 +11,9 @@ import click
 from gptoss_convert import __version__
 from gptoss_convert.process import run_command
 
-COMMANDS = ("build", "check", "demo", "doctor", "inspect", "to-bf16", "to-gguf", "to-mxfp4", "to-onnx", "verify")
+COMMANDS = (
+    "build", "check", "demo", "doctor", "inspect", "record", "to-bf16", "to-gguf", "to-mxfp4", "to-onnx", "verify",
+)  # fmt: skip
 """Names of all commands; the module is called the same, with underscores."""
 
 
