@@ -31,7 +31,7 @@ LARGEST_HEADER = 1 << 20
 LARGEST_FACTS = 32 << 20
 """Bytes; 411 tensors take 60 kB, and names of a few thousand prompts not much more."""
 LARGEST_VOCABULARY = 64 << 20
-"""Bytes of the JSON of a vocabulary; that of gpt-oss takes 14 million."""
+"""Bytes of the JSON of a vocabulary; that of gpt-oss takes 9 million."""
 MOST_POSITIONS = 1 << 22
 MOST_TOKENS = 1 << 24
 """Of a vocabulary; gpt-oss has 201088."""

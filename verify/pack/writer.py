@@ -91,7 +91,7 @@ def compressed_vocabulary(vocabulary: Vocabulary, vocab_size: int, path: Path) -
         chat_templates=dict(vocabulary.chat_templates),
     )
     try:
-        return zlib.compress(msgspec.json.encode(stored), 9)
+        return zlib.compress(msgspec.json.encode(stored))
     except UnicodeEncodeError as error:
         raise InputError(f"tokenizer holds text that is no UTF-8: {error.reason}", file=path) from None
 
