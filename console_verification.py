@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gptoss_convert.console import human_bytes, make_console, make_table
 from gptoss_convert.errors import printable
-from gptoss_convert.verify.parts import ARITHMETIC, CONVERSION, DEPARTURES, FILE, RUNTIME, TOTAL
+from gptoss_convert.verify.parts import ARITHMETIC, ARTIFACT, CONVERSION, DEPARTURES, FILE, RUNTIME, TOTAL
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +25,15 @@ def print_verification(verification: Verification) -> None:
     """Print what was compared, what was found, and the verdict on each artifact."""
     console = make_console()
     console.print(printable(f"reference  {verification.reference} ({verification.reference_format})"))
+    pack = verification.pack
+    if pack is not None:
+        kept = "all" if pack["whole"] else f"the {pack['columns']} likeliest"
+        console.print(
+            printable(
+                f"recorded   of {pack['source']}, canonical hash {pack['canonical_hash']}, log-probabilities of "
+                f"{kept} tokens, by gptoss-convert {pack['tool']}"
+            )
+        )
     prompts = verification.prompts
     if prompts is not None:
         console.print(
@@ -91,6 +100,7 @@ _PARTS = {
     FILE: "the file, computed exactly",
     DEPARTURES: "known departures of {}",
     RUNTIME: "arithmetic of {}, this file",
+    ARTIFACT: "the file and {}",
     ARITHMETIC: "... and the most exact file",
     CONVERSION: "the two files in {}",
 }

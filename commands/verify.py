@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from gptoss_convert.process import CHECK_FAILED
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("reference", metavar="REFERENCE", type=click.Path(path_type=Path))
-@click.argument("artifacts", metavar="ARTIFACT...", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("paths", metavar="REFERENCE ARTIFACT...", type=click.Path(path_type=Path), nargs=-1)
+@click.option(
+    "--against", "pack", type=click.Path(path_type=Path), metavar="PACK",
+    help="[input] Take the place of REFERENCE by what `record` wrote of it: needs neither REFERENCE nor torch.",
+)  # fmt: skip
 @click.option(
     "--weights", "only_weights", is_flag=True,
     help="[tiers] Compare structure and weights only; nothing is run.",
@@ -34,8 +38,9 @@ from gptoss_convert.process import CHECK_FAILED
     help="[tiers] If something fails, find the first layer and tensor where the artifact departs.",
 )  # fmt: skip
 @click.option(
-    "--prompts", default="quick", show_default=True, metavar="NAME|FILE",
-    help="[distributions] quick, full, long, or a file with a JSON object per line (docs/prompts.md).",
+    "--prompts", metavar="NAME|FILE",
+    help="[distributions] quick, full, long, or a file with a JSON object per line (docs/prompts.md; default: "
+    "quick, or those of PACK).",
 )  # fmt: skip
 @click.option(
     "--max-tokens", type=click.IntRange(1), metavar="N", help="[distributions] Cut each prompt to N tokens."
@@ -83,13 +88,13 @@ from gptoss_convert.process import CHECK_FAILED
 )  # fmt: skip
 @common_options
 def verify(
-    reference: Path,
-    artifacts: Sequence[Path],
+    paths: Sequence[Path],
     *,
+    pack: Path | None,
     only_weights: bool,
     only_logits: bool,
     with_bisection: bool,
-    prompts: str,
+    prompts: str | None,
     max_tokens: int | None,
     policy: Path | None,
     allow_inconclusive: bool,
@@ -105,21 +110,40 @@ def verify(
       gptoss-convert verify gpt-oss-20b gpt-oss-20b.gguf
       gptoss-convert verify gpt-oss-20b gpt-oss-20b.gguf gpt-oss-20b-bf16 --weights
       gptoss-convert verify gpt-oss-20b small.gguf --prompts full --json > verdict.json
+      gptoss-convert verify --against gpt-oss-20b.pack small.gguf
     """
     from gptoss_convert.console_verification import print_verification
     from gptoss_convert.formats import open_checkpoint
     from gptoss_convert.verify.judgement import Outcome
+    from gptoss_convert.verify.pack.reader import read_pack
     from gptoss_convert.verify.policy import read_policy
     from gptoss_convert.verify.prompts import PRESETS, load_prompts
-    from gptoss_convert.verify.verification import LogitsOptions, VerifyOptions, verify_artifacts
+    from gptoss_convert.verify.verification import (
+        LogitsOptions,
+        VerifyOptions,
+        verify_against,
+        verify_artifacts,
+    )
 
     if only_weights and only_logits:
         raise OptionError("--weights and --logits exclude each other; without them, both are compared")
-    checkpoint = open_checkpoint(reference)
-    logits = loaded = None
-    if with_bisection or not only_weights:
-        source = prompts if prompts in PRESETS else Path(prompts)
-        loaded = load_prompts(source, checkpoint.tokenizer, checkpoint.config, max_tokens=max_tokens)
+    loaded = None
+    if pack is not None:
+        artifacts = _required(paths, "ARTIFACT...")
+        _require_what_a_pack_allows(prompts, max_tokens, with_bisection=with_bisection)
+        packed = read_pack(pack)
+        checkpoint, loaded = packed.model, packed.prompts
+        compare = partial(verify_against, packed)
+    else:
+        reference, *rest = _required(paths, "REFERENCE")
+        artifacts = _required(rest, "ARTIFACT...")
+        checkpoint = open_checkpoint(reference)
+        compare = partial(verify_artifacts, checkpoint)
+        if with_bisection or not only_weights:
+            name = prompts or "quick"
+            source = name if name in PRESETS else Path(name)
+            loaded = load_prompts(source, checkpoint.tokenizer, checkpoint.config, max_tokens=max_tokens)
+    logits = None
     if loaded is not None and not only_weights:
         logits = LogitsOptions(
             prompts=loaded,
@@ -143,10 +167,27 @@ def verify(
     total = 0 if only_logits else len(artifacts) * sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     with console.progress_bar(total, shown=wanted and not only_logits) as progress:
         say = console.say if wanted else lambda line: None
-        result = verify_artifacts(checkpoint, artifacts, verify_options, progress=progress, say=say)
+        result = compare(artifacts, verify_options, progress=progress, say=say)
     if options["as_json"]:
         console.print_json(result.as_dict())
     elif not options["quiet"]:
         print_verification(result)
     if result.outcome is Outcome.FAIL or (result.outcome is Outcome.INCONCLUSIVE and not allow_inconclusive):
         sys.exit(CHECK_FAILED)
+
+
+def _required(paths: Sequence[Path], name: str) -> Sequence[Path]:
+    """Return `paths`, of which there has to be one."""
+    if not paths:
+        raise click.UsageError(f"Missing argument '{name}'.", click.get_current_context())
+    return paths
+
+
+def _require_what_a_pack_allows(prompts: str | None, max_tokens: int | None, *, with_bisection: bool) -> None:
+    """Refuse options that need the model itself."""
+    for name, is_given in (("--prompts", prompts), ("--max-tokens", max_tokens), ("--bisect", with_bisection)):
+        if is_given:
+            raise OptionError(
+                f"{name} needs the reference itself: a pack has the prompts that it was recorded with",
+                hint="leave it out, or record the reference with other prompts",
+            )

@@ -294,19 +294,39 @@ def check_destination(plan: Plan, *, replace: bool) -> None:
     Raises:
         OutputError: an output is an input, exists without `replace`, has no folder, or does not fit on the disk.
     """
-    inputs = {_identity(path) for path in plan.inputs}
-    if plan.folder is not None:
-        with _reported(plan.folder):
-            _check_folder(plan.folder, inputs, replace=replace)
-    else:
-        for path in (*(file.path for file in plan.files), *plan.paths_made_at_the_end):
-            with _reported(path):
-                _check_file(path, inputs, replace=replace)
-    folder = plan.output.parent
+    if plan.folder is None:
+        paths = [*(file.path for file in plan.files), *plan.paths_made_at_the_end]
+        check_files(paths, plan.inputs, plan.nbytes, replace=replace)
+        return
+    with _reported(plan.folder):
+        _check_folder(plan.folder, {_identity(path) for path in plan.inputs}, replace=replace)
+    _require_space(plan.output.parent, plan.nbytes)
+
+
+def check_files(paths: Sequence[Path], inputs: Sequence[Path], nbytes: int, *, replace: bool) -> None:
+    """Refuse what `check_destination` does, for new files in one folder.
+
+    Args:
+        paths: the new files.
+        inputs: files that must not be replaced.
+        nbytes: of all new files.
+        replace: whether existing files may be replaced.
+
+    Raises:
+        OutputError: as `check_destination`.
+    """
+    identities = {_identity(path) for path in inputs}
+    for path in paths:
+        with _reported(path):
+            _check_file(path, identities, replace=replace)
+    _require_space(paths[0].parent, nbytes)
+
+
+def _require_space(folder: Path, nbytes: int) -> None:
     free = shutil.disk_usage(folder).free
-    if plan.nbytes > free:
+    if nbytes > free:
         raise OutputError(
-            "not enough space on the disk", file=folder, found=f"{free} bytes free", expected=f"{plan.nbytes} bytes"
+            "not enough space on the disk", file=folder, found=f"{free} bytes free", expected=f"{nbytes} bytes"
         )
 
 

@@ -44,8 +44,8 @@ class StoredTensor:
     nbytes: int
 
 
-def read_header(file: FileRef) -> dict[str, StoredTensor]:
-    """Return the tensors of one safetensors file by name.
+def read_header(file: FileRef, *, largest: int = LARGEST_HEADER) -> dict[str, StoredTensor]:
+    """Return the tensors of one safetensors file by name; its header has no more than `largest` bytes.
 
     Raises:
         InputError: the file breaks a rule of the format.
@@ -55,7 +55,7 @@ def read_header(file: FileRef) -> dict[str, StoredTensor]:
             "not a safetensors file", file=file.path, found=f"{file.size} bytes", expected="at least 8"
         )
     (length,) = struct.unpack("<Q", file.read(0, 8))
-    if not 2 <= length <= min(LARGEST_HEADER, file.size - 8):
+    if not 2 <= length <= min(largest, file.size - 8):
         raise InputError(
             "not a safetensors file, or truncated in its header",
             file=file.path,

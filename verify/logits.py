@@ -17,7 +17,7 @@ from gptoss_convert.verify.metrics.plain import Plain
 from gptoss_convert.verify.metrics.positions import position_figures
 from gptoss_convert.verify.metrics.routing import RoutingSummary, summarise_by_routing
 from gptoss_convert.verify.metrics.summary import Summary, summarise
-from gptoss_convert.verify.parts import ARITHMETIC, CONVERSION, DEPARTURES, FILE, RUNTIME, TOTAL
+from gptoss_convert.verify.parts import ARITHMETIC, ARTIFACT, CONVERSION, DEPARTURES, FILE, RUNTIME, TOTAL
 from gptoss_convert.verify.policy import Policy
 from gptoss_convert.verify.runners import Runtime
 from gptoss_convert.verify.runners.launch import Run, Status
@@ -104,6 +104,10 @@ class Examiner:
     policy: Policy
     named_tokens: NDArray[np.bool_] | None
     noise_floor_wanted: bool = False
+    recorded_noise_floor: float | None = None
+    """That of a reference which was recorded, and cannot be run again."""
+    artifacts_are_computed: bool = True
+    """Artifacts are also run in our own arithmetic, which tells the file from the runtime."""
 
     def examine(self, subject: Subject, runtime: Runtime) -> LogitsResult:
         """Run the artifact in the runtime and find out what its deviation is made of.
@@ -142,7 +146,7 @@ class Examiner:
         model, artifact = subject.reference.path, subject.artifact.path
         exact = _completed(self.runs.reference(model))
         yield _Part(TOTAL, "reference", exact, f"artifact in {runtime.name}", run, IN_ALL)
-        if not subject.is_exact or runtime.name == REFERENCE:
+        if runtime.name == REFERENCE or (self.artifacts_are_computed and not subject.is_exact):
             held = _completed(self.runs.reference(artifact))
             yield _Part(FILE, "reference", exact, "artifact, computed exactly", held, subject.profile)
         if runtime.name == REFERENCE:
@@ -152,16 +156,19 @@ class Examiner:
             imitates, manner = runtime.name, f" as {runtime.name} computes"
             departed = _completed(self.runs.reference(model, imitates=imitates))
             yield _Part(DEPARTURES, "reference", exact, f"reference{manner}", departed, IN_RUNTIME)
-        right = _completed(self.runs.reference(model if subject.is_exact else artifact, imitates=imitates))
-        yield _Part(
-            RUNTIME, f"artifact, computed exactly{manner}", right, f"artifact in {runtime.name}", run, IN_RUNTIME
-        )
+        lossless = IN_RUNTIME if subject.profile == EXACT else subject.profile
+        if subject.is_exact or self.artifacts_are_computed:
+            right = _completed(self.runs.reference(model if subject.is_exact else artifact, imitates=imitates))
+            name = f"artifact, computed exactly{manner}"
+            yield _Part(RUNTIME, name, right, f"artifact in {runtime.name}", run, IN_RUNTIME)
+        else:
+            right = _completed(self.runs.reference(model, imitates=imitates))
+            yield _Part(ARTIFACT, f"reference{manner}", right, f"artifact in {runtime.name}", run, lossless)
         best = None if subject.baseline is None else self.runs.of(runtime, subject.baseline)
         if best is not None and best is not run and best.status is Status.COMPLETED:
             name = f"most exact file in {runtime.name}"
             right = self.runs.reference(model, imitates=imitates)
             yield _Part(ARITHMETIC, f"reference{manner}", right, name, best, None)
-            lossless = IN_RUNTIME if subject.profile == EXACT else subject.profile
             yield _Part(CONVERSION, name, best, f"artifact in {runtime.name}", run, lossless, router=right)
 
     def _compared(self, part: _Part, noise_floor: float | None) -> Comparison:
@@ -195,6 +202,8 @@ class Examiner:
         )
 
     def _noise_floor(self, subject: Subject) -> float | None:
+        if self.recorded_noise_floor is not None:
+            return self.recorded_noise_floor
         path = subject.reference.path
         other = self.runs.reference(path, dtype=NOISE_DTYPE)
         if other.status is not Status.COMPLETED:
@@ -292,10 +301,17 @@ def _verdict(runtime: Runtime, subject: Subject, parts: dict[str, Comparison]) -
     """Say who is to blame: the file before the runtime, failures before doubts, and doubts before passes."""
     held = {name: item.judgement for name, item in parts.items() if item.judgement is not None}
     departures = held.pop(DEPARTURES, None)
-    blame = {FILE: Cause.FILE, RUNTIME: Cause.RUNTIME, CONVERSION: Cause.RUNTIME, TOTAL: Cause.RUNTIME}
+    blame: dict[str, Cause | None] = {
+        FILE: Cause.FILE,
+        RUNTIME: Cause.RUNTIME,
+        ARTIFACT: None,
+        CONVERSION: Cause.RUNTIME,
+        TOTAL: Cause.RUNTIME,
+    }
     told = {
         FILE: "the numbers in the file already depart, computed exactly",
         RUNTIME: f"{runtime.name} computes something else than the file says",
+        ARTIFACT: f"what {runtime.name} makes of the file departs, by the file or by {runtime.name}",
         CONVERSION: f"{runtime.name} computes something else than with the most exact file",
         TOTAL: f"what {runtime.name} makes of the file is too far from the reference, all together",
     }
@@ -309,6 +325,8 @@ def _verdict(runtime: Runtime, subject: Subject, parts: dict[str, Comparison]) -
     right = (
         "the file holds the reference's numbers" if subject.is_exact else "the file loses what its encodings may"
     )
+    if ARTIFACT in held:
+        right = "the file in its runtime is as near as its encodings allow"
     if departures is not None and (departures.outcome is not Outcome.PASS or departures.routing_excused):
         names = " and ".join(departure.name for departure in runtime.departures)
         reason = (
@@ -332,6 +350,7 @@ def _verdict(runtime: Runtime, subject: Subject, parts: dict[str, Comparison]) -
 _WHAT = {
     FILE: "the file",
     RUNTIME: "the runtime",
+    ARTIFACT: "the file in the runtime",
     CONVERSION: "the conversion within the runtime",
     TOTAL: "what all makes together",
 }

@@ -24,4 +24,8 @@ ARITHMETIC = "arithmetic"
 CONVERSION = "conversion"
 """The most exact file in the runtime, and the artifact in the runtime."""
 
-PARTS = (TOTAL, FILE, DEPARTURES, RUNTIME, ARITHMETIC, CONVERSION)
+ARTIFACT = "artifact"
+"""Reference computed exactly, but for known departures, and artifact in the runtime: `file` and `runtime` in one,
+where the artifact cannot be computed exactly."""
+
+PARTS = (TOTAL, FILE, DEPARTURES, RUNTIME, ARTIFACT, ARITHMETIC, CONVERSION)

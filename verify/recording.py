@@ -35,6 +35,7 @@ class _Array:
 
 _LOGPROBS = _Array(name="logprobs.f32", dtype=np.dtype("<f4"))
 _TOKENS = _Array(name="tokens.i32", dtype=np.dtype("<i4"))
+_REST = _Array(name="rest.f32", dtype=np.dtype("<f4"))
 _ROUTING = _Array(name="routing.i16", dtype=np.dtype("<i2"))
 _MARGINS = _Array(name="router_margins.f32", dtype=np.dtype("<f4"))
 
@@ -59,6 +60,8 @@ class Distributions:
     """[positions, columns]: the token of each column; None if column i is token i."""
     logprobs: NDArray[np.float64]
     """[positions, columns]: natural log-probabilities."""
+    rest: NDArray[np.float64] | None = None
+    """[positions]: probability of all tokens without a column, if it is known exactly."""
 
 
 class Recording:
@@ -85,7 +88,7 @@ class Recording:
         self._shapes = {name: tuple(shape) for name, shape in facts.shapes.items()}
         if len(self._shapes.get(_LOGPROBS.name, ())) != 1:
             raise InputError("recording without log-probabilities", file=path)
-        for array in (_LOGPROBS, _TOKENS, _ROUTING, _MARGINS):
+        for array in (_LOGPROBS, _TOKENS, _REST, _ROUTING, _MARGINS):
             self._require_size(array)
 
     @property
@@ -116,7 +119,11 @@ class Recording:
         """
         logprobs = self._rows(_LOGPROBS, start, stop).astype(np.float64)
         if not self.is_whole:
-            return Distributions(tokens=self._rows(_TOKENS, start, stop), logprobs=logprobs)
+            tokens = self._rows(_TOKENS, start, stop)
+            rest = None
+            if _REST.name in self._shapes:
+                rest = np.exp(self._rows(_REST, start, stop).astype(np.float64))
+            return Distributions(tokens=tokens, logprobs=logprobs, rest=rest)
         logprobs -= _log_sum_exp(logprobs)[:, None]
         return Distributions(tokens=None, logprobs=logprobs)
 
@@ -189,6 +196,7 @@ class RecordingWriter:
         parts = {
             _LOGPROBS: scores.logprobs,
             _TOKENS: scores.tokens,
+            _REST: scores.rest,
             _ROUTING: scores.routing,
             _MARGINS: scores.router_margins,
         }

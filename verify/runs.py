@@ -42,17 +42,20 @@ class Runs:
         Raises:
             BudgetError: the recording would not fit on the disk.
         """
-        provider = self.provider if runtime.has_providers else None
-        settings = Settings(threads=self.threads, dtype=dtype, imitates=imitates, provider=provider)
+        settings = self.settings(runtime, dtype=dtype, imitates=imitates)
         key = (runtime.name, path.absolute(), settings)
         if key not in self.made:
             manner = f" as {imitates} computes" if imitates else "" if dtype == "float32" else f" in {dtype}"
             self.say(f"running {path} in {runtime.name}{manner}: {self.prompts.positions} positions")
-            self._require_space()
             ids = [prompt.ids for prompt in self.prompts.prompts]
-            folder = Path(tempfile.mkdtemp(dir=self.folder, prefix="run-"))
+            folder = self.new_folder()
             self.made[key] = run_in_child(runtime, path, ids, folder, settings, self.timeout)
         return self.made[key]
+
+    def settings(self, runtime: Runtime, *, dtype: str = "float32", imitates: str | None = None) -> Settings:
+        """Return how a model is run."""
+        provider = self.provider if runtime.has_providers else None
+        return Settings(threads=self.threads, dtype=dtype, imitates=imitates, provider=provider)
 
     def forget(self, path: Path) -> None:
         """Remove what runs of the model at `path` left; it can no longer be compared."""
@@ -63,7 +66,12 @@ class Runs:
         """Return the run of the model at `path` in our own arithmetic, as `of` does."""
         return self.of(RUNTIMES["reference"], path, dtype=dtype, imitates=imitates)
 
-    def _require_space(self) -> None:
+    def new_folder(self) -> Path:
+        """Return a new folder for a recording.
+
+        Raises:
+            BudgetError: it would not fit on the disk.
+        """
         needed = self.prompts.positions * self.vocab_size * BYTES_PER_LOGPROB
         free = shutil.disk_usage(self.folder).free
         if needed > free:
@@ -74,3 +82,4 @@ class Runs:
                 expected=f"{needed} bytes",
                 hint="choose fewer prompts, or another folder with --work",
             )
+        return Path(tempfile.mkdtemp(dir=self.folder, prefix="run-"))

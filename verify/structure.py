@@ -27,7 +27,8 @@ _NOTHING = "none"
 
 _TRUNCATE = "rope.truncate"
 """A field that GGUF has no key for: its reader states what gpt-oss has, whatever the source was."""
-_GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Keys of generation_config.json that are compared."""
 _SHOWN = 40
 """Characters of a token that a note shows."""
 
@@ -352,7 +353,7 @@ def _generation(reference: Checkpoint, artifact: Checkpoint) -> Iterator[Structu
     except GptossConvertError as error:
         yield StructureCheck("generation", "readable", "unreadable", False, str(error))
         return
-    for key in _GENERATION_IDS:
+    for key in GENERATION_IDS:
         if key in expected or key in (found or {}):
             yield _equal(f"generation.{key}", _ids(expected.get(key)), _ids((found or {}).get(key)))
 

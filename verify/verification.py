@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +22,15 @@ from gptoss_convert.verify.baseline import make_baseline
 from gptoss_convert.verify.declaration import read_declaration
 from gptoss_convert.verify.judgement import Outcome
 from gptoss_convert.verify.logits import EXACT, REFERENCE, Examiner, LogitsResult, Subject
+from gptoss_convert.verify.pack.reader import Pack
 from gptoss_convert.verify.policy import Change, Policy, default_policy
 from gptoss_convert.verify.prompts import PromptSet
+from gptoss_convert.verify.reference import AtHand, Recorded, Reference
 from gptoss_convert.verify.runners import RUNTIMES, Runtime
-from gptoss_convert.verify.runs import Runs, Say
+from gptoss_convert.verify.runs import Say
 from gptoss_convert.verify.structure import StructureResult, compare_structure, unreadable_structure
 from gptoss_convert.verify.verdict import Cause, Verdict
-from gptoss_convert.verify.weights import WeightsResult, verify_weights
+from gptoss_convert.verify.weights import WeightsResult
 
 if TYPE_CHECKING:
     from gptoss_convert.verify.bisect import Bisection
@@ -111,6 +113,8 @@ class Verification:
 
     reference: Path
     reference_format: str
+    pack: Mapping[str, Any] | None
+    """What the reference's recording says of itself; None for a model at hand."""
     prompts: PromptSet | None
     policy: Policy
     changes: tuple[Change, ...]
@@ -127,7 +131,11 @@ class Verification:
         prompts = self.prompts
         return {
             "schema_version": SCHEMA_VERSION,
-            "reference": {"path": str(self.reference), "format": self.reference_format},
+            "reference": {
+                "path": str(self.reference),
+                "format": self.reference_format,
+                "pack": None if self.pack is None else dict(self.pack),
+            },
             "outcome": str(self.outcome),
             "policy": {
                 "version": self.policy.version,
@@ -193,8 +201,47 @@ def verify_artifacts(
             providers.
         UnsupportedError: the search for what is wrong needs a program that is not installed.
     """
-    reference.require_sound()
-    _require_possible(reference, artifacts, options)
+    return _verified(AtHand(reference), artifacts, options, progress, say)
+
+
+def verify_against(
+    pack: Pack,
+    artifacts: Sequence[Path],
+    options: VerifyOptions,
+    *,
+    progress: Progress = ignore_progress,
+    say: Say = lambda line: None,
+) -> Verification:
+    """Compare artifacts with what was recorded of the model that they were made from.
+
+    Neither the model nor torch is needed. Artifacts are not run in our own arithmetic, unless that is named as a
+    runtime, so of one whose weights were rounded the file and the runtime are judged together.
+
+    Args:
+        pack: from `read_pack`.
+        artifacts: paths of the models to be judged.
+        options: what is to be compared, on the prompts of the pack.
+        progress: told how many bytes of weights were compared.
+        say: told what is being done.
+
+    Raises:
+        BudgetError: recordings do not fit on the disk.
+        InputError: the pack is damaged.
+        OptionError: as `verify_artifacts`, or something needs the model itself.
+    """
+    if options.bisection_prompts is not None:
+        raise OptionError("the search for the first stage needs the reference itself", file=pack.path)
+    if options.logits is not None and options.logits.prompts != pack.prompts:
+        raise OptionError("a recorded reference is compared on its own prompts only", file=pack.path)
+    return _verified(Recorded(pack), artifacts, options, progress, say)
+
+
+def _verified(
+    reference: Reference, artifacts: Sequence[Path], options: VerifyOptions, progress: Progress, say: Say
+) -> Verification:
+    model = reference.model
+    model.require_sound()
+    _require_possible(model, artifacts, options)
     policy = options.policy or default_policy()
     examined = [_compared(reference, path, options, progress) for path in artifacts]
     if options.logits is not None:
@@ -202,10 +249,11 @@ def verify_artifacts(
             examination = _Examination(reference, policy, options.logits, Path(folder), say)
             examined = [examination.examined(item) for item in examined]
     if options.bisection_prompts is not None:
-        examined = [_searched(reference, item, options.bisection_prompts, say) for item in examined]
+        examined = [_searched(model, item, options.bisection_prompts, say) for item in examined]
     return Verification(
-        reference=reference.path,
-        reference_format=reference.format,
+        reference=model.path,
+        reference_format=model.format,
+        pack=reference.facts(),
         prompts=None if options.logits is None else options.logits.prompts,
         policy=policy,
         changes=policy.changes(),
@@ -235,7 +283,7 @@ def verify_written(
     """
     if tokenizer is not None:
         reference = replace(reference, tokenizer=tokenizer)
-    return _compared(reference, output, VerifyOptions(jobs=jobs), progress).result()
+    return _compared(AtHand(reference), output, VerifyOptions(jobs=jobs), progress).result()
 
 
 def _require_baselines(reference: Checkpoint, paths: Sequence[Path]) -> None:
@@ -346,7 +394,7 @@ class _Examined:
             yield Verdict(outcome=Outcome.PASS, cause=None, reason=reason)
 
 
-def _compared(reference: Checkpoint, path: Path, options: VerifyOptions, progress: Progress) -> _Examined:
+def _compared(reference: Reference, path: Path, options: VerifyOptions, progress: Progress) -> _Examined:
     """Open an artifact and compare what can be compared without running it."""
     try:
         artifact = open_checkpoint(path)
@@ -354,16 +402,17 @@ def _compared(reference: Checkpoint, path: Path, options: VerifyOptions, progres
         return _Examined(
             path=path, artifact=None, profile=None, structure=unreadable_structure(error), weights=None
         )
-    structure = compare_structure(reference, artifact)
+    model = reference.model
+    structure = compare_structure(model, artifact)
     weights = None
     if options.weights:
         jobs = options.jobs or min(os.cpu_count() or 1, MOST_JOBS)
         declaration = read_declaration(artifact, jobs=jobs)
-        weights = verify_weights(reference, artifact, declaration=declaration, jobs=jobs, progress=progress)
+        weights = reference.compare_weights(artifact, declaration, jobs, progress)
     return _Examined(
         path=path,
         artifact=artifact,
-        profile=_profile(reference, artifact),
+        profile=_profile(model, artifact),
         structure=structure,
         weights=weights,
     )
@@ -411,25 +460,28 @@ class _Examination:
     """Runs artifacts and compares their distributions."""
 
     def __init__(
-        self, reference: Checkpoint, policy: Policy, options: LogitsOptions, folder: Path, say: Say
+        self, reference: Reference, policy: Policy, options: LogitsOptions, folder: Path, say: Say
     ) -> None:
-        self._reference = reference
+        self._reference = model = reference.model
+        self._is_at_hand = reference.is_at_hand
         self._options = options
         self._folder = folder
         self._say = say
         self._examiner = Examiner(
-            runs=Runs(
+            runs=reference.runs(
+                folder,
                 prompts=options.prompts,
-                vocab_size=reference.config.vocab_size,
-                folder=folder,
+                vocab_size=model.config.vocab_size,
                 threads=options.threads,
                 timeout=options.timeout,
                 provider=options.provider,
                 say=say,
             ),
             policy=policy,
-            named_tokens=_named_tokens(reference),
+            named_tokens=_named_tokens(model),
             noise_floor_wanted=options.noise_floor,
+            recorded_noise_floor=reference.noise_floor,
+            artifacts_are_computed=reference.is_at_hand,
         )
         self._baselines: dict[str, Path | None] = {_format(path): path for path in options.baselines}
 
@@ -456,6 +508,8 @@ class _Examination:
 
     def _baseline(self, format_name: str) -> Path | None:
         if format_name not in self._baselines:
+            if not self._is_at_hand:
+                return None
             try:
                 made = make_baseline(self._reference, format_name, self._folder)
             except GptossConvertError as error:  # it would have told more, and nothing depends on it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,18 @@ LARGEST_GROUP = 64 << 20
 """A storage that moves whole matrices best may do so up to this size."""
 
 _MXFP4 = ENCODINGS["mxfp4"]
+
+
+class Basis(enum.StrEnum):
+    """What a comparison of a tensor rests on."""
+
+    NUMBERS = "numbers"
+    """All numbers of both sides."""
+    HASH = "hash"
+    """Canonical hashes of all numbers."""
+    SAMPLE = "sample"
+    """A few numbers that a pack has of the reference; `values` and all that follows count these."""
+
 
 NOTHING_DECLARED: Mapping[str, LossClass] = MappingProxyType({})
 
@@ -76,6 +89,7 @@ class TensorComparison:
     """What the artifact's manifest says of its conversion from the reference; None if it says nothing."""
     problem: str | None = None
     """Why numbers of the artifact could not be compared; the other facts are of those that could."""
+    basis: Basis = Basis.NUMBERS
 
     @property
     def promised(self) -> LossClass:
@@ -168,6 +182,12 @@ class WeightsResult:
             return f"tensor {self.not_compared[0]}{more} could not be compared"
         if self.declaration is not None and self.declaration.findings:
             return self.declaration.findings[0]
+        sampled = sum(item.basis is Basis.SAMPLE for item in self.tensors)
+        if sampled:
+            return (
+                f"{len(self.tensors) - sampled} tensors are {LossClass.VALUE_EXACT} by their hash; {sampled} are "
+                "lossy as promised, as far as a few numbers of each tell"
+            )
         if self.worst is None:
             return f"all {len(self.tensors)} tensors are {self.loss}"
         return (

@@ -15,40 +15,13 @@ from typing import Any
 
 import msgspec
 
-from gptoss_convert.checkpoint import FULL, SLIDING, ModelConfig, YarnRope
+from gptoss_convert.checkpoint import ModelConfig
 from gptoss_convert.errors import InputError, UnsupportedError
-from gptoss_convert.formats.config_fields import Count, LayerCount, Positive
 from gptoss_convert.formats.onnx.weights import Layout, Weight
+from gptoss_convert.formats.stored_config import StoredConfig
 
 METADATA_KEY = "gptoss_convert"
 LAYOUT_VERSION = 1
-
-
-class _Rope(msgspec.Struct, forbid_unknown_fields=True):
-    theta: Positive
-    factor: Positive
-    beta_fast: Positive
-    beta_slow: Positive
-    original_context_length: Count
-    truncate: bool
-
-
-class _Config(msgspec.Struct, forbid_unknown_fields=True):
-    num_hidden_layers: LayerCount
-    hidden_size: Count
-    intermediate_size: Count
-    num_local_experts: Count
-    num_experts_per_tok: Count
-    num_attention_heads: Count
-    num_key_value_heads: Count
-    head_dim: Count
-    vocab_size: Count
-    max_position_embeddings: Count
-    sliding_window: Count
-    layer_types: tuple[str, ...]
-    rope: _Rope
-    rms_norm_eps: Positive
-    swiglu_limit: Positive
 
 
 class StoredWeight(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -65,7 +38,7 @@ class _Version(msgspec.Struct):
 
 class _Metadata(msgspec.Struct, forbid_unknown_fields=True):
     layout_version: int
-    config: _Config
+    config: StoredConfig
     weights: dict[str, StoredWeight]
 
 
@@ -110,15 +83,4 @@ def parse(text: str, path: Path) -> tuple[ModelConfig, Mapping[str, StoredWeight
         metadata = msgspec.json.decode(text, type=_Metadata)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise InputError(f"damaged metadata {METADATA_KEY}: {error}", file=path) from None
-    fields = {name: getattr(metadata.config, name) for name in metadata.config.__struct_fields__}
-    rope = {name: getattr(metadata.config.rope, name) for name in metadata.config.rope.__struct_fields__}
-    config = ModelConfig(**{**fields, "rope": YarnRope(**rope)})
-    config.require_consistent(path)
-    _require_known_layers(config, path)
-    return config, metadata.weights
-
-
-def _require_known_layers(config: ModelConfig, path: Path) -> None:
-    unknown = [kind for kind in config.layer_types if kind not in (SLIDING, FULL)]
-    if unknown:
-        raise InputError("unknown layer type", file=path, found=repr(unknown[0]), expected=f"{SLIDING} or {FULL}")
+    return metadata.config.model_config(path), metadata.weights

@@ -78,14 +78,14 @@ def common_events(reference: Distributions, test: Distributions) -> Events:
     if reference.tokens is None:
         assert test.tokens is not None
         gathered, rest = _gathered(reference.logprobs, test.tokens)
-        return Events(reference=gathered, test=test.logprobs, splits=((rest, _left_of(test.logprobs)),))
+        return Events(reference=gathered, test=test.logprobs, splits=((rest, _unlisted(test)),))
     if test.tokens is None:
         gathered, rest = _gathered(test.logprobs, reference.tokens)
-        return Events(reference=reference.logprobs, test=gathered, splits=((_left_of(reference.logprobs), rest),))
+        return Events(reference=reference.logprobs, test=gathered, splits=((_unlisted(reference), rest),))
     found = looked_up(test, reference.tokens)
     both = ~np.isnan(found)
     listed, found = np.where(both, reference.logprobs, -np.inf), np.where(both, found, -np.inf)
-    others = (_left_of(reference.logprobs), _left_of_reference(found, test.logprobs, (~both).sum(axis=1)))
+    others = (_unlisted(reference), _left_of_reference(found, test.logprobs, (~both).sum(axis=1)))
     return Events(reference=listed, test=found, splits=((_left_of(listed), _left_of(found)), others))
 
 
@@ -114,6 +114,11 @@ def _gathered(logprobs: Floats, tokens: NDArray[np.int32]) -> tuple[Floats, Rest
     np.put_along_axis(mass, columns, 0, axis=1)
     rest = mass.sum(axis=1)
     return np.take_along_axis(logprobs, columns, axis=1), Rest(least=rest, most=rest)
+
+
+def _unlisted(side: Distributions) -> Rest:
+    """Return the mass of the tokens that a side does not list."""
+    return _left_of(side.logprobs) if side.rest is None else Rest(least=side.rest, most=side.rest)
 
 
 def _left_of(listed: Floats) -> Rest:

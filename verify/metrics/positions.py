@@ -262,7 +262,11 @@ def _blocks(*recordings: Recording) -> Iterator[tuple[int, int]]:
 def _taken(side: Distributions, rows: NDArray[np.intp]) -> Distributions:
     if len(rows) == len(side.logprobs):
         return side
-    return Distributions(tokens=None if side.tokens is None else side.tokens[rows], logprobs=side.logprobs[rows])
+    return Distributions(
+        tokens=None if side.tokens is None else side.tokens[rows],
+        logprobs=side.logprobs[rows],
+        rest=None if side.rest is None else side.rest[rows],
+    )
 
 
 def _spread(block: dict[str, NDArray[Any]], rows: NDArray[np.intp], count: int) -> dict[str, NDArray[Any]]:

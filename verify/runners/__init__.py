@@ -107,3 +107,8 @@ RUNTIMES: dict[str, Runtime] = {
     )
 }
 """By name."""
+
+
+def departing_runtimes(config: ModelConfig) -> tuple[str, ...]:
+    """Return the names of the runtimes that compute another model than a file with `config` says."""
+    return tuple(name for name, runtime in RUNTIMES.items() if runtime.computed_config(config) != config)

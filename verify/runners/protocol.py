@@ -40,6 +40,9 @@ class Scores:
     tokens: NDArray[np.int32] | None = None
     """[positions, columns]: the token of each column, all different in a row, where only the likeliest are known;
     None if column i is token i."""
+    rest: NDArray[np.float32] | None = None
+    """[positions]: natural log of the probability of all tokens that are not listed together; None if it is not
+    known exactly, or all tokens are."""
     routing: NDArray[np.int16] | None = None
     """[positions, layers, experts per token]: the chosen experts, the one of most weight first; None if the
     runtime does not tell."""
