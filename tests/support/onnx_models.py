@@ -75,11 +75,19 @@ class Model:
         return State(np.zeros((batch, 0), np.int64), past)
 
     def step(
-        self, ids: NDArray[np.int64], state: State, mask: NDArray[np.int64] | None = None
+        self,
+        ids: NDArray[np.int64],
+        state: State,
+        mask: NDArray[np.int64] | None = None,
+        places: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.float64], State]:
-        """Return logits [batch, sequence, vocab] of `ids` [batch, sequence], and the state after them."""
+        """Return logits [batch, sequence, vocab] of `ids` [batch, sequence], and the state after them.
+
+        `places` are their positions, which the mask tells unless they are given.
+        """
         mask = np.concatenate([state.mask, np.ones_like(ids) if mask is None else mask], axis=1)
-        places = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
+        if places is None:
+            places = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
         values = dict(zip(self.outputs, self.session.run(None, {**feeds, **state.past}), strict=True))
         past = {name: values[name.replace("past_key_values", "present")] for name in state.past}
