@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.encodings import convert
@@ -21,6 +22,7 @@ _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(in
 
 def write_model(graph: Graph, checkpoint: Checkpoint, folder: Path) -> Path:
     """Write model.onnx and model.onnx.data, and return the former; `graph` is given its locations."""
+    put_tables_inside(graph)
     protos = {proto.name: proto for proto in graph.model.graph.initializer}
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "model.onnx.data").open("wb") as file:
@@ -41,6 +43,13 @@ def write_model(graph: Graph, checkpoint: Checkpoint, folder: Path) -> Path:
     path = folder / "model.onnx"
     path.write_bytes(graph.model.SerializeToString())
     return path
+
+
+def put_tables_inside(graph: Graph) -> None:
+    """Put the tables of a graph into the initialisers themselves."""
+    for proto in graph.model.graph.initializer:
+        if proto.name in graph.tables:
+            proto.CopyFrom(numpy_helper.from_array(graph.tables[proto.name], proto.name))
 
 
 @dataclass(frozen=True, eq=False)
