@@ -12,6 +12,7 @@ from typing import Literal
 
 from gptoss_convert.assets import CONFIG, GENERATION_CONFIG, MODEL_CARD
 from gptoss_convert.checkpoint import Checkpoint, ModelConfig, Role, Tensor, inventory
+from gptoss_convert.converters.half_experts import HalfExpertsRecoding
 from gptoss_convert.converters.plan import Plan
 from gptoss_convert.converters.recoding import PLAIN, HalvingRecoding, Recoding, SignlessRecoding
 from gptoss_convert.converters.to_mxfp4 import quantising_recodings
@@ -129,7 +130,7 @@ def plan_onnx(
         folder,
         lay_out_graph(graph, checkpoint.config, folder, max_shard_size=options.max_shard_size),
         format_name="onnx",
-        recoding=_recodings(checkpoint, graph_options),
+        recoding=_recodings(checkpoint, target, graph_options),
         carried=carried,
         texts=texts,
         notes=notes,
@@ -221,13 +222,21 @@ def _require_whole_blocks(checkpoint: Checkpoint, options: GraphOptions) -> None
             )
 
 
-def _recodings(checkpoint: Checkpoint, options: GraphOptions) -> Callable[[Tensor, Tensor], Recoding]:
+def _recodings(
+    checkpoint: Checkpoint, graph: GraphTarget, options: GraphOptions
+) -> Callable[[Tensor, Tensor], Recoding]:
     """Return what tells how the numbers of a tensor get from source to target."""
     quantised = quantising_recodings(checkpoint) if options.experts == "mxfp4" else {}
+    looked_at = options.activations == "f16" and options.experts in ("mxfp4", "int8")
+    decoded_to_f16 = {
+        name for name, spec in inventory(checkpoint.config).items() if looked_at and spec.role is Role.EXPERTS
+    }
+    hint = "use --activations f32" if "f32" in graph.activations else "use a target that has --activations f32"
 
     def recoding(source: Tensor, target: Tensor) -> Recoding:
         by_encodings = _RECODINGS.get((source.encoding.name, target.encoding.name), PLAIN)
-        return quantised.get(source.name, by_encodings)
+        chosen = quantised.get(source.name, by_encodings)
+        return HalfExpertsRecoding(chosen, hint) if target.name in decoded_to_f16 else chosen
 
     return recoding
 
