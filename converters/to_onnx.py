@@ -45,8 +45,11 @@ class GraphTarget:
     """Encodings of experts that it takes, the default first."""
     activations: tuple[Literal["f32", "f16"], ...]
     """Types that it computes with, the default first."""
+    widens_embedding: bool = False
+    """Whether its graph may have the embedding in bfloat16 where it computes in float32."""
 
 
+_EMBEDDING = "model.embed_tokens.weight"
 _GRAPHS = "gptoss_convert.formats.onnx.graph"
 GRAPHS: Mapping[str, GraphTarget] = {
     "directml": GraphTarget(
@@ -63,6 +66,7 @@ GRAPHS: Mapping[str, GraphTarget] = {
         builder=f"{_GRAPHS}.cpu:build_cpu_graph",
         experts=("int8", "int4"),
         activations=("f32",),
+        widens_embedding=True,
     ),
     "cuda": GraphTarget(
         builder=f"{_GRAPHS}.cuda:build_cuda_graph",
@@ -112,7 +116,7 @@ def plan_onnx(
     """
     checkpoint.require_sound()
     require_folder_name(folder)
-    target, graph_options = _resolve(options)
+    target, graph_options = _resolve(options, checkpoint)
     _require_whole_blocks(checkpoint, graph_options)
     graph = build_graph(target, checkpoint.config, graph_options)
     if options.target in KERNEL_TABLES:
@@ -187,8 +191,8 @@ def build_graph(target: GraphTarget, config: ModelConfig, options: GraphOptions)
     return graph
 
 
-def _resolve(options: OnnxOptions) -> tuple[GraphTarget, GraphOptions]:
-    """Return the target, and what is asked of its graph."""
+def _resolve(options: OnnxOptions, checkpoint: Checkpoint) -> tuple[GraphTarget, GraphOptions]:
+    """Return the target, and what is asked of its graph; the embedding keeps its bytes where both allow it."""
     target = GRAPHS.get(options.target)
     if target is None:
         raise OptionError("unknown target", found=options.target, expected="one of " + ", ".join(GRAPHS))
@@ -204,7 +208,8 @@ def _resolve(options: OnnxOptions) -> tuple[GraphTarget, GraphOptions]:
                 found=asked,
                 expected="one of " + ", ".join(taken),
             )
-    return target, GraphOptions(experts=experts, activations=activations)
+    keeps = target.widens_embedding and ENCODINGS["bf16"].holds(checkpoint.tensors[_EMBEDDING].encoding)
+    return target, GraphOptions(experts=experts, activations=activations, embedding="bf16" if keeps else "f32")
 
 
 def _require_whole_blocks(checkpoint: Checkpoint, options: GraphOptions) -> None:

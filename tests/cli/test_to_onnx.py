@@ -55,6 +55,15 @@ def test_what_was_written_is_a_source_of_every_command(samples: Samples, tmp_pat
     assert outcome.exit_code == 0, outcome.stdout
 
 
+def test_embedding_for_processors_keeps_its_bytes_if_it_is_bfloat16(samples: Samples, tmp_path: Path) -> None:
+    converted(samples.path("huggingface"), tmp_path / "wide", *EXACT)
+    for source, encoding in ((samples.path("huggingface"), "bf16"), (tmp_path / "wide", "f32")):
+        document = converted(source, tmp_path / encoding, "--target", "cpu")
+        [entry] = [item for item in document["tensors"] if item["name"] == "model.embed_tokens.weight"]
+        assert (entry["encoding"], entry["loss"]) == (encoding, "byte-exact")
+        assert document["report"]["loss"] == "value-exact"
+
+
 def test_json_of_a_run_is_that_of_its_dry_run_with_report_and_time(samples: Samples, tmp_path: Path) -> None:
     source = samples.path("huggingface")
     plan = converted(source, tmp_path / "x", *EXACT, "--dry-run", "--max-shard-size", "200KB")

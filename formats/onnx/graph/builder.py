@@ -23,10 +23,11 @@ PRODUCER = "gptoss-convert"
 
 _TYPES = {
     np.dtype("u1"): TensorProto.UINT8,
+    np.dtype("<u2"): TensorProto.BFLOAT16,
     np.dtype("<f2"): TensorProto.FLOAT16,
     np.dtype("<f4"): TensorProto.FLOAT,
 }
-"""Types of initialisers by those of the parts of encodings."""
+"""Types of initialisers by those of the parts of encodings; numpy has no bfloat16, whose bits are uint16 there."""
 
 
 class GraphWriter:

@@ -111,8 +111,11 @@ ExpertMatrix: TypeAlias = Callable[[Weights, str], list[str]]
 class Operators:
     """In what a decoder for one target differs from those for others."""
 
+    embedding: Encoding
+    """Of one number after the other; its rows are widened when they have been picked."""
+
     activations: Encoding
-    """Type of the activations, and of all weights but those of `linear` and `experts`."""
+    """Type of the activations, and of all weights but those of `linear`, `experts` and the embedding."""
     data_type: int
     """The same as `onnx.TensorProto.DataType`."""
     linear: Linear
@@ -194,7 +197,10 @@ class _Decoder:
         positions = self._positions(ids, mask)
         with writer.within("embedding"):
             tokens = writer.op("Reshape", ids, writer.integers(-1))
-            hidden = writer.op("Gather", self._plain("model.embed_tokens.weight"), tokens)
+            table = self._weights.plain("model.embed_tokens.weight", self._operators.embedding)
+            hidden = writer.op("Gather", table, tokens)
+            if self._operators.embedding != self._operators.activations:
+                hidden = writer.op("Cast", hidden, to=self._operators.data_type)
         for layer in range(config.num_hidden_layers):
             with writer.within(f"layers.{layer}"):
                 hidden = self._layer(layer, hidden, positions)

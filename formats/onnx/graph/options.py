@@ -8,6 +8,7 @@ from gptoss_convert.errors import OptionError
 
 EXPERTS = ("mxfp4", "int8", "int4", "f16")
 ACTIVATIONS = ("f32", "f16")
+EMBEDDINGS = ("f32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,8 @@ class GraphOptions:
     """One of `EXPERTS`: how expert matrices are stored."""
     activations: str = "f32"
     """One of `ACTIVATIONS`: type of the cache, the logits and what matrices are multiplied with."""
+    embedding: str = "f32"
+    """One of `EMBEDDINGS`: how the embedding is stored where activations are float32 and the provider widens it."""
     prefill_chunk: int = 256
     """Positions that a runtime should compute at once."""
     windowed_cache: bool = False
@@ -27,6 +30,7 @@ class GraphOptions:
         for name, found, known in (
             ("experts", self.experts, EXPERTS),
             ("activations", self.activations, ACTIVATIONS),
+            ("embedding", self.embedding, EMBEDDINGS),
         ):
             if found not in known:
                 raise OptionError(f"unknown {name} of a graph", found=found, expected="one of " + ", ".join(known))
