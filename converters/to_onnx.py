@@ -27,7 +27,7 @@ from gptoss_convert.encodings import ENCODINGS
 from gptoss_convert.errors import OptionError, UnsupportedError
 from gptoss_convert.formats.huggingface_writer import config_json
 from gptoss_convert.formats.onnx.genai_config import GENAI_CONFIG, GraphFacts, SpecialIds, genai_config
-from gptoss_convert.formats.onnx.graph.options import GraphOptions
+from gptoss_convert.formats.onnx.graph.options import DEFAULT_PREFILL_CHUNK, GraphOptions
 from gptoss_convert.formats.onnx.kernel_check import KERNEL_TABLES, read_kernel_table, require_kernels
 from gptoss_convert.formats.onnx.readme import readme
 from gptoss_convert.formats.onnx.weights import Graph
@@ -47,6 +47,8 @@ class GraphTarget:
     """Types that it computes with, the default first."""
     widens_embedding: bool = False
     """Whether its graph may have the embedding in bfloat16 where it computes in float32."""
+    windowed_cache: bool = False
+    """Whether its graph may keep no more positions than the window in layers that have one."""
 
 
 _EMBEDDING = "model.embed_tokens.weight"
@@ -67,11 +69,13 @@ GRAPHS: Mapping[str, GraphTarget] = {
         experts=("int8", "int4"),
         activations=("f32",),
         widens_embedding=True,
+        windowed_cache=True,
     ),
     "cuda": GraphTarget(
         builder=f"{_GRAPHS}.cuda:build_cuda_graph",
         experts=("mxfp4",),
         activations=("f16",),
+        windowed_cache=True,
     ),
 }
 """By name of the target."""
@@ -87,6 +91,10 @@ class OnnxOptions:
     """How the expert matrices are stored; None takes what suits the target and loses nothing."""
     activations: str | None = None
     """Type of all that is computed, and of matrices other than experts; None takes what suits the target."""
+    prefill_chunk: int = DEFAULT_PREFILL_CHUNK
+    """Positions of a prompt that a runtime computes at once at most."""
+    windowed_cache: bool = False
+    """Whether layers with a sliding window keep the positions of one window only."""
     max_shard_size: int | None = None
     """Bytes of a file of external data; None writes one file."""
     allow_lossy_source: bool = False
@@ -208,8 +216,17 @@ def _resolve(options: OnnxOptions, checkpoint: Checkpoint) -> tuple[GraphTarget,
                 found=asked,
                 expected="one of " + ", ".join(taken),
             )
+    if options.windowed_cache and not target.windowed_cache:
+        able = ", ".join(name for name, item in GRAPHS.items() if item.windowed_cache)
+        raise OptionError(f"target {options.target} has no cache of one window", expected=f"one of {able}")
     keeps = target.widens_embedding and ENCODINGS["bf16"].holds(checkpoint.tensors[_EMBEDDING].encoding)
-    return target, GraphOptions(experts=experts, activations=activations, embedding="bf16" if keeps else "f32")
+    return target, GraphOptions(
+        experts=experts,
+        activations=activations,
+        embedding="bf16" if keeps else "f32",
+        prefill_chunk=options.prefill_chunk,
+        windowed_cache=options.windowed_cache,
+    )
 
 
 def _require_whole_blocks(checkpoint: Checkpoint, options: GraphOptions) -> None:

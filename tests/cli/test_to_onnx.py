@@ -17,7 +17,7 @@ from tests.cli.samples import Kind, Samples
 from tests.cli.schemas import PLAN, schema
 from tests.faults.checks import assert_one_line, contents
 from tests.support.checkpoints import Shape
-from tests.support.conversions import make_checkpoint
+from tests.support.conversions import TINY, make_checkpoint
 
 KINDS: list[Kind] = ["huggingface", "sharded", "original", "gguf"]
 EXACT = ["--target", "directml", "--activations", "f32"]
@@ -64,6 +64,17 @@ def test_embedding_for_processors_keeps_its_bytes_if_it_is_bfloat16(samples: Sam
         assert document["report"]["loss"] == "value-exact"
 
 
+def test_runtime_is_told_the_chunk_and_the_window(tmp_path: Path) -> None:
+    converted(TINY, tmp_path / "x", "--target", "cpu", "--prefill-chunk", "48", "--windowed-cache")
+    config = json.loads((tmp_path / "x/genai_config.json").read_text(encoding="utf-8"))
+    assert config["search"]["chunk_size"] == 48
+    assert config["model"]["decoder"]["sliding_window"] == {
+        "window_size": 128, "slide_key_value_cache": False, "slide_inputs": False, "layers": [0, 2]
+    }  # fmt: skip
+    converted(TINY, tmp_path / "y", "--target", "directml", "--prefill-chunk", "48")
+    assert "ids[start : start + 48]" in (tmp_path / "y/README.md").read_text(encoding="utf-8")
+
+
 def test_json_of_a_run_is_that_of_its_dry_run_with_report_and_time(samples: Samples, tmp_path: Path) -> None:
     source = samples.path("huggingface")
     plan = converted(source, tmp_path / "x", *EXACT, "--dry-run", "--max-shard-size", "200KB")
@@ -103,6 +114,8 @@ def test_report_tells_numbers_below_the_range_of_f16(tmp_path: Path) -> None:
         ["--target", "tpu"],
         ["--target", "directml", "--experts", "q8_0"],
         ["--target", "cuda", "--activations", "f32"],
+        ["--target", "directml", "--windowed-cache"],
+        ["--target", "cpu", "--prefill-chunk", "0"],
     ],
 )
 def test_choices_that_there_are_not_are_wrong_usage(options: list[str], samples: Samples, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from gptoss_convert.errors import OptionError
 EXPERTS = ("mxfp4", "int8", "int4", "f16")
 ACTIVATIONS = ("f32", "f16")
 EMBEDDINGS = ("f32", "bf16")
+DEFAULT_PREFILL_CHUNK = 256
+"""Enough to decode every expert of gpt-oss-20b for 32 tokens each; activations and logits of more take memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class GraphOptions:
     """One of `ACTIVATIONS`: type of the cache, the logits and what matrices are multiplied with."""
     embedding: str = "f32"
     """One of `EMBEDDINGS`: how the embedding is stored where activations are float32 and the provider widens it."""
-    prefill_chunk: int = 256
+    prefill_chunk: int = DEFAULT_PREFILL_CHUNK
     """Positions that a runtime should compute at once."""
     windowed_cache: bool = False
     """Whether layers with a sliding window keep the positions of one window only."""
