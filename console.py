@@ -123,6 +123,8 @@ def print_report(report: Report) -> None:
     console.print(f"loss: {report.loss}{_what_was_lost(report)}")
     if signs := sum(item.findings.signs_of_zero for item in report.tensors):
         console.print(f"zeros that lost their minus sign: {human_count(signs)}; the canonical hash is another one")
+    if rounded := sum(item.findings.rounded_in_graph for item in report.tensors):
+        console.print(f"numbers of experts that f16 activations round: {human_count(rounded)}; the file keeps them")
     if report.named_scales:
         console.print(f"scales named beside the weights: {report.named_scales}")
     if report.hash is not None:

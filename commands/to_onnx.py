@@ -38,6 +38,14 @@ from gptoss_convert.options import (
     help="[encoding] Type to compute with, and of all other matrices (default: as suits the target).",
 )  # fmt: skip
 @click.option(
+    "--prefill-chunk", type=click.IntRange(min=1), default=256, metavar="N", show_default=True,
+    help="[output] Positions of a prompt that a runtime is told to compute at once.",
+)  # fmt: skip
+@click.option(
+    "--windowed-cache", is_flag=True,
+    help="[output] Keep no more than the window in layers that have one (targets cpu and cuda).",
+)  # fmt: skip
+@click.option(
     "--max-shard-size", type=Size(), metavar="SIZE",
     help="[output] Bytes of a file of external data (default: one file).",
 )  # fmt: skip
@@ -50,6 +58,8 @@ def to_onnx(
     target: str,
     experts: str | None,
     activations: str | None,
+    prefill_chunk: int,
+    windowed_cache: bool,
     max_shard_size: int | None,
     **options: Any,
 ) -> None:
@@ -70,6 +80,8 @@ def to_onnx(
         target=target,
         experts=experts,
         activations=activations,
+        prefill_chunk=prefill_chunk,
+        windowed_cache=windowed_cache,
         max_shard_size=max_shard_size,
         allow_lossy_source=run.allow_lossy_source,
     )

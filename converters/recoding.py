@@ -43,6 +43,8 @@ class Findings:
     """How numbers fit the range of float16; empty for other encodings, and where they were float16 before."""
     signs_of_zero: int = 0
     """Zeros that lost their minus sign, which changes the canonical hash and no result."""
+    rounded_in_graph: int = 0
+    """Numbers that the file keeps, and an ONNX graph rounds to float16 when it decodes them."""
 
     def __add__(self, other: Findings) -> Findings:
         return Findings(
@@ -51,6 +53,7 @@ class Findings:
             self.survival + other.survival,
             self.halves + other.halves,
             self.signs_of_zero + other.signs_of_zero,
+            self.rounded_in_graph + other.rounded_in_graph,
         )
 
     @property
@@ -107,6 +110,7 @@ class Findings:
             if self.halves.values
             else None,
             "signs_of_zero": self.signs_of_zero,
+            "rounded_in_graph": self.rounded_in_graph,
         }
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from gptoss_convert.assets import CONFIG, GENERATION_CONFIG, MODEL_CARD
 from gptoss_convert.checkpoint import Checkpoint, ModelConfig, Role, Tensor, inventory
+from gptoss_convert.converters.half_experts import HalfExpertsRecoding
 from gptoss_convert.converters.plan import Plan
 from gptoss_convert.converters.recoding import PLAIN, HalvingRecoding, Recoding, SignlessRecoding
 from gptoss_convert.converters.to_mxfp4 import quantising_recodings
@@ -26,7 +27,7 @@ from gptoss_convert.encodings import ENCODINGS
 from gptoss_convert.errors import OptionError, UnsupportedError
 from gptoss_convert.formats.huggingface_writer import config_json
 from gptoss_convert.formats.onnx.genai_config import GENAI_CONFIG, GraphFacts, SpecialIds, genai_config
-from gptoss_convert.formats.onnx.graph.options import GraphOptions
+from gptoss_convert.formats.onnx.graph.options import DEFAULT_PREFILL_CHUNK, GraphOptions
 from gptoss_convert.formats.onnx.kernel_check import KERNEL_TABLES, read_kernel_table, require_kernels
 from gptoss_convert.formats.onnx.readme import readme
 from gptoss_convert.formats.onnx.weights import Graph
@@ -44,8 +45,13 @@ class GraphTarget:
     """Encodings of experts that it takes, the default first."""
     activations: tuple[Literal["f32", "f16"], ...]
     """Types that it computes with, the default first."""
+    widens_embedding: bool = False
+    """Whether its graph may have the embedding in bfloat16 where it computes in float32."""
+    windowed_cache: bool = False
+    """Whether its graph may keep no more positions than the window in layers that have one."""
 
 
+_EMBEDDING = "model.embed_tokens.weight"
 _GRAPHS = "gptoss_convert.formats.onnx.graph"
 GRAPHS: Mapping[str, GraphTarget] = {
     "directml": GraphTarget(
@@ -62,11 +68,14 @@ GRAPHS: Mapping[str, GraphTarget] = {
         builder=f"{_GRAPHS}.cpu:build_cpu_graph",
         experts=("int8", "int4"),
         activations=("f32",),
+        widens_embedding=True,
+        windowed_cache=True,
     ),
     "cuda": GraphTarget(
         builder=f"{_GRAPHS}.cuda:build_cuda_graph",
         experts=("mxfp4",),
         activations=("f16",),
+        windowed_cache=True,
     ),
 }
 """By name of the target."""
@@ -82,6 +91,10 @@ class OnnxOptions:
     """How the expert matrices are stored; None takes what suits the target and loses nothing."""
     activations: str | None = None
     """Type of all that is computed, and of matrices other than experts; None takes what suits the target."""
+    prefill_chunk: int = DEFAULT_PREFILL_CHUNK
+    """Positions of a prompt that a runtime computes at once at most."""
+    windowed_cache: bool = False
+    """Whether layers with a sliding window keep the positions of one window only."""
     max_shard_size: int | None = None
     """Bytes of a file of external data; None writes one file."""
     allow_lossy_source: bool = False
@@ -111,7 +124,7 @@ def plan_onnx(
     """
     checkpoint.require_sound()
     require_folder_name(folder)
-    target, graph_options = _resolve(options)
+    target, graph_options = _resolve(options, checkpoint)
     _require_whole_blocks(checkpoint, graph_options)
     graph = build_graph(target, checkpoint.config, graph_options)
     if options.target in KERNEL_TABLES:
@@ -129,7 +142,7 @@ def plan_onnx(
         folder,
         lay_out_graph(graph, checkpoint.config, folder, max_shard_size=options.max_shard_size),
         format_name="onnx",
-        recoding=_recodings(checkpoint, graph_options),
+        recoding=_recodings(checkpoint, target, graph_options),
         carried=carried,
         texts=texts,
         notes=notes,
@@ -186,8 +199,8 @@ def build_graph(target: GraphTarget, config: ModelConfig, options: GraphOptions)
     return graph
 
 
-def _resolve(options: OnnxOptions) -> tuple[GraphTarget, GraphOptions]:
-    """Return the target, and what is asked of its graph."""
+def _resolve(options: OnnxOptions, checkpoint: Checkpoint) -> tuple[GraphTarget, GraphOptions]:
+    """Return the target, and what is asked of its graph; the embedding keeps its bytes where both allow it."""
     target = GRAPHS.get(options.target)
     if target is None:
         raise OptionError("unknown target", found=options.target, expected="one of " + ", ".join(GRAPHS))
@@ -203,7 +216,17 @@ def _resolve(options: OnnxOptions) -> tuple[GraphTarget, GraphOptions]:
                 found=asked,
                 expected="one of " + ", ".join(taken),
             )
-    return target, GraphOptions(experts=experts, activations=activations)
+    if options.windowed_cache and not target.windowed_cache:
+        able = ", ".join(name for name, item in GRAPHS.items() if item.windowed_cache)
+        raise OptionError(f"target {options.target} has no cache of one window", expected=f"one of {able}")
+    keeps = target.widens_embedding and ENCODINGS["bf16"].holds(checkpoint.tensors[_EMBEDDING].encoding)
+    return target, GraphOptions(
+        experts=experts,
+        activations=activations,
+        embedding="bf16" if keeps else "f32",
+        prefill_chunk=options.prefill_chunk,
+        windowed_cache=options.windowed_cache,
+    )
 
 
 def _require_whole_blocks(checkpoint: Checkpoint, options: GraphOptions) -> None:
@@ -221,13 +244,21 @@ def _require_whole_blocks(checkpoint: Checkpoint, options: GraphOptions) -> None
             )
 
 
-def _recodings(checkpoint: Checkpoint, options: GraphOptions) -> Callable[[Tensor, Tensor], Recoding]:
+def _recodings(
+    checkpoint: Checkpoint, graph: GraphTarget, options: GraphOptions
+) -> Callable[[Tensor, Tensor], Recoding]:
     """Return what tells how the numbers of a tensor get from source to target."""
     quantised = quantising_recodings(checkpoint) if options.experts == "mxfp4" else {}
+    looked_at = options.activations == "f16" and options.experts in ("mxfp4", "int8")
+    decoded_to_f16 = {
+        name for name, spec in inventory(checkpoint.config).items() if looked_at and spec.role is Role.EXPERTS
+    }
+    hint = "use --activations f32" if "f32" in graph.activations else "use a target that has --activations f32"
 
     def recoding(source: Tensor, target: Tensor) -> Recoding:
         by_encodings = _RECODINGS.get((source.encoding.name, target.encoding.name), PLAIN)
-        return quantised.get(source.name, by_encodings)
+        chosen = quantised.get(source.name, by_encodings)
+        return HalfExpertsRecoding(chosen, hint) if target.name in decoded_to_f16 else chosen
 
     return recoding
 

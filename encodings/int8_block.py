@@ -101,8 +101,9 @@ _WORDS_AT_ONCE = 1 << 15
 _SCALES = np.ldexp(np.float32(1), _BYTE - SCALE_BIAS - 1).astype(np.float32)
 """By scale byte."""
 _ROWS_AT_ONCE = 64
-_MINUS_ZEROS_IN_BYTE = ((_BYTE & 15) == 8).astype(np.uint8) + ((_BYTE >> 4) == 8)
-_MINUS_ZEROS = (_MINUS_ZEROS_IN_BYTE[None, :] + _MINUS_ZEROS_IN_BYTE[:, None]).reshape(-1)
+_EIGHTS, _ONES = np.uint64(0x8888_8888_8888_8888), np.uint64(0x1111_1111_1111_1111)
+_NIBBLES = 16
+"""Of a word of 64 bits."""
 
 
 def mxfp4_to_int8(chunk: Chunk) -> Chunk:
@@ -150,10 +151,16 @@ def mxfp4_scales(scales: Float32) -> NDArray[np.uint8]:
 
 
 def minus_zeros(codes: Array) -> int:
-    """Return how many codes of packed MXFP4 bytes stand for a zero with a minus sign."""
-    words = np.ascontiguousarray(codes).view(np.uint16).reshape(-1)
-    counts = (
-        np.take(_MINUS_ZEROS, words[start : start + _WORDS_AT_ONCE], mode="wrap").sum(dtype=np.int64)
-        for start in range(0, words.size, _WORDS_AT_ONCE)
-    )
-    return int(sum(counts))
+    """Return how many codes of packed MXFP4 bytes stand for a zero with a minus sign, which is code 8."""
+    words = np.ascontiguousarray(codes).view(np.uint64).reshape(-1)
+    scratch = np.empty((2, min(_WORDS_AT_ONCE, words.size)), np.uint64)
+    count = 0
+    for start in range(0, words.size, _WORDS_AT_ONCE):
+        piece = words[start : start + _WORDS_AT_ONCE]
+        others, shifted = scratch[:, : piece.size]
+        np.bitwise_xor(piece, _EIGHTS, out=others)
+        for bits in (np.uint64(1), np.uint64(2)):
+            others |= np.right_shift(others, bits, out=shifted)
+        others &= _ONES
+        count += _NIBBLES * piece.size - int(np.bitwise_count(others).sum(dtype=np.int64))
+    return count

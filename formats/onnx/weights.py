@@ -10,10 +10,10 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gptoss_convert.encodings import Encoding
+from gptoss_convert.encodings import Array, Encoding
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -64,3 +64,6 @@ class Graph:
     """Initialisers of weights are declared with `data_location` EXTERNAL, and no location yet."""
     weights: Mapping[str, Weight]
     """Every tensor of the inventory, by canonical name."""
+    tables: Mapping[str, Array] = field(default_factory=dict)
+    """Numbers that follow from the configuration and are too many for the ONNX file, by the name of their
+    initialiser, which is declared like those of weights."""

@@ -1,8 +1,8 @@
 """ONNX folders before they are written: which initialiser lies where in which file of external data.
 
-Source: docs/ExternalData.md of ONNX. Numbers lie in canonical order, and no byte of a model depends on anything but
-the graph and the sizes asked for. Large arrays begin at multiples of 64 KiB, where Windows can map them into
-memory; small ones are aligned to cache lines. Bytes between them are zeros.
+Source: docs/ExternalData.md of ONNX. Tables of the graph come first, then weights in canonical order, and no byte
+of a model depends on anything but the graph and the sizes asked for. Large arrays begin at multiples of 64 KiB,
+where Windows can map them into memory; small ones are aligned to cache lines. Bytes between them are zeros.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from gptoss_convert import __version__
 from gptoss_convert.checkpoint import ModelConfig, Tensor, inventory
+from gptoss_convert.encodings import Array
 from gptoss_convert.errors import UnsupportedError
 from gptoss_convert.formats.onnx.container import LARGEST_MODEL
-from gptoss_convert.formats.onnx.data_types import data_types_of, row_items, stored_nbytes
+from gptoss_convert.formats.onnx.data_types import FLOAT, FLOAT16, data_types_of, row_items, stored_nbytes
 from gptoss_convert.formats.onnx.metadata import METADATA_KEY, serialise
 from gptoss_convert.formats.onnx.reader import MODEL_NAME
 from gptoss_convert.formats.onnx.storages import has_layout, storage_of
@@ -35,6 +36,8 @@ LARGE = 1 << 20
 LARGE_ALIGNMENT = 64 << 10
 """The allocation granularity of Windows."""
 SMALL_ALIGNMENT = 64
+_DATA_TYPES = {"f4": FLOAT, "f2": FLOAT16}
+"""Types of tables, by kind and size of the numbers."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,9 @@ def lay_out_graph(graph: Graph, config: ModelConfig, folder: Path, *, max_shard_
     weights = {name: graph.weights[name] for name in inventory(config)}
     for name, spec in inventory(config).items():
         _require_fit(weights[name], spec.shape)
-    placed = _place([item for weight in weights.values() for item in weight.initialisers], folder, max_shard_size)
+    tables = [_table(name, array) for name, array in graph.tables.items()]
+    stored = [item for weight in weights.values() for item in weight.initialisers]
+    placed = _place([*tables, *stored], folder, max_shard_size)
     path = folder / MODEL_NAME
     model = _finished(graph.model, placed, serialise(config, weights)).SerializeToString(deterministic=True)
     if len(model) > LARGEST_MODEL:
@@ -80,13 +85,24 @@ def lay_out_graph(graph: Graph, config: ModelConfig, folder: Path, *, max_shard_
             found=f"{len(model)} bytes",
             expected=f"at most {LARGEST_MODEL}",
         )
-    data = {item.file: b"" for item in placed.values()}
+    data = dict.fromkeys((item.file for item in placed.values()), b"")
+    for name, array in graph.tables.items():
+        place = placed[name]
+        data[place.file] = data[place.file].ljust(place.offset, b"\0") + _little_endian(array)
     return WeightFolder(
         files=((FileRef(path, len(model)), model), *data.items()),
         tensors={name: _tensor(weights[name], spec.shape, placed) for name, spec in inventory(config).items()},
         parts={name: tuple(placed[item.name] for item in weight.initialisers) for name, weight in weights.items()},
         texts={},
     )
+
+
+def _table(name: str, array: Array) -> Initialiser:
+    return Initialiser(name=name, data_type=_DATA_TYPES[array.dtype.str[1:]], dims=array.shape, nbytes=array.nbytes)
+
+
+def _little_endian(array: Array) -> bytes:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def _require_fit(weight: Weight, shape: tuple[int, ...]) -> None:

@@ -58,6 +58,7 @@ REPORT = {
             "name": "str", "source_encoding": "str", "encoding": "str", "loss": "str", "rounding": "NoneType",
             "quantisation": "NoneType", "survival": "NoneType", "half_precision": "NoneType",
             "signs_of_zero": "int",
+            "rounded_in_graph": "int",
         }
     ],
 }  # fmt: skip

@@ -16,6 +16,8 @@ from tests.cli.command import Outcome, run_here
 from tests.cli.samples import Kind, Samples
 from tests.cli.schemas import PLAN, schema
 from tests.faults.checks import assert_one_line, contents
+from tests.support.checkpoints import Shape
+from tests.support.conversions import TINY, make_checkpoint
 
 KINDS: list[Kind] = ["huggingface", "sharded", "original", "gguf"]
 EXACT = ["--target", "directml", "--activations", "f32"]
@@ -53,6 +55,26 @@ def test_what_was_written_is_a_source_of_every_command(samples: Samples, tmp_pat
     assert outcome.exit_code == 0, outcome.stdout
 
 
+def test_embedding_for_processors_keeps_its_bytes_if_it_is_bfloat16(samples: Samples, tmp_path: Path) -> None:
+    converted(samples.path("huggingface"), tmp_path / "wide", *EXACT)
+    for source, encoding in ((samples.path("huggingface"), "bf16"), (tmp_path / "wide", "f32")):
+        document = converted(source, tmp_path / encoding, "--target", "cpu")
+        [entry] = [item for item in document["tensors"] if item["name"] == "model.embed_tokens.weight"]
+        assert (entry["encoding"], entry["loss"]) == (encoding, "byte-exact")
+        assert document["report"]["loss"] == "value-exact"
+
+
+def test_runtime_is_told_the_chunk_and_the_window(tmp_path: Path) -> None:
+    converted(TINY, tmp_path / "x", "--target", "cpu", "--prefill-chunk", "48", "--windowed-cache")
+    config = json.loads((tmp_path / "x/genai_config.json").read_text(encoding="utf-8"))
+    assert config["search"]["chunk_size"] == 48
+    assert config["model"]["decoder"]["sliding_window"] == {
+        "window_size": 128, "slide_key_value_cache": False, "slide_inputs": False, "layers": [0, 2]
+    }  # fmt: skip
+    converted(TINY, tmp_path / "y", "--target", "directml", "--prefill-chunk", "48")
+    assert "ids[start : start + 48]" in (tmp_path / "y/README.md").read_text(encoding="utf-8")
+
+
 def test_json_of_a_run_is_that_of_its_dry_run_with_report_and_time(samples: Samples, tmp_path: Path) -> None:
     source = samples.path("huggingface")
     plan = converted(source, tmp_path / "x", *EXACT, "--dry-run", "--max-shard-size", "200KB")
@@ -71,8 +93,8 @@ def test_report_tells_zeros_that_lost_their_sign(samples: Samples, tmp_path: Pat
     assert "zeros that lost their minus sign" in outcome.stdout
 
 
-def test_report_tells_numbers_below_the_range_of_f16(samples: Samples, tmp_path: Path) -> None:
-    source = samples.copy("huggingface", tmp_path)
+def test_report_tells_numbers_below_the_range_of_f16(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "model", Shape(), edge_blocks=False)
     path = source / "model.safetensors"
     content = bytearray(path.read_bytes())
     start = 8 + int.from_bytes(content[:8], "little")
@@ -92,6 +114,8 @@ def test_report_tells_numbers_below_the_range_of_f16(samples: Samples, tmp_path:
         ["--target", "tpu"],
         ["--target", "directml", "--experts", "q8_0"],
         ["--target", "cuda", "--activations", "f32"],
+        ["--target", "directml", "--windowed-cache"],
+        ["--target", "cpu", "--prefill-chunk", "0"],
     ],
 )
 def test_choices_that_there_are_not_are_wrong_usage(options: list[str], samples: Samples, tmp_path: Path) -> None:
@@ -166,3 +190,32 @@ def test_foreign_model_is_refused_in_one_line(tmp_path: Path) -> None:
     onnx.save(onnx.helper.make_model(graph), tmp_path / "foreign.onnx")
     outcome = run_here("inspect", tmp_path / "foreign.onnx")
     assert_one_line(outcome, UNSUPPORTED, ["foreign.onnx", "only ONNX models that this program wrote"], tmp_path)
+
+
+@pytest.mark.parametrize("experts", ["mxfp4", "int8"])
+def test_expert_beyond_float16_is_refused_where_the_graph_computes_in_it(experts: str, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "model", Shape(), edge_blocks=False)
+    name = "model.layers.1.mlp.experts.down_proj"
+    codes, scales = open_checkpoint(source).tensors[name].storage.parts  # type: ignore[attr-defined]
+    content = bytearray(codes.file.path.read_bytes())
+    content[scales.offset + 7], content[codes.offset + 7 * 16] = 150, 0x77
+    codes.file.path.write_bytes(content)
+    options = ["--target", "directml", "--experts", experts, "-q"]
+    outcome = run_here("to-onnx", source, "-o", tmp_path / "x", *options)
+    words = [name, "beyond the range of f16", "found 5", "expected", "use --activations f32"]
+    assert_one_line(outcome, UNSUPPORTED, words, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+    outcome = run_here("to-onnx", source, "-o", tmp_path / "x", *options, "--activations", "f32")
+    assert outcome.exit_code == 0, outcome.stderr
+
+
+def test_report_tells_numbers_of_experts_that_float16_rounds(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "model", Shape(), edge_blocks=False)
+    codes, scales = open_checkpoint(source).tensors["model.layers.1.mlp.experts.down_proj"].storage.parts  # type: ignore[attr-defined]
+    content = bytearray(codes.file.path.read_bytes())
+    content[scales.offset + 7] = 103
+    content[codes.offset + 7 * 16 : codes.offset + 8 * 16] = bytes([0x11] * 16)
+    codes.file.path.write_bytes(content)
+    outcome = run_here("to-onnx", source, "-o", tmp_path / "x", "--target", "directml")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "numbers of experts that f16 activations round: 32" in outcome.stdout

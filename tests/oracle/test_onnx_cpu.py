@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import onnxruntime_genai
 import pytest
@@ -42,11 +43,19 @@ class Model:
     """A checkpoint, its graph in onnxruntime, and what transformers makes of it."""
 
     def __init__(
-        self, checkpoint: Path, folder: Path, experts: str = "int8", *, windowed_cache: bool = False
+        self,
+        checkpoint: Path,
+        folder: Path,
+        experts: str = "int8",
+        *,
+        embedding: str = "f32",
+        windowed_cache: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.config: ModelConfig = open_checkpoint(checkpoint).config
-        options = GraphOptions(experts=experts, activations="f32", windowed_cache=windowed_cache)
+        options = GraphOptions(
+            experts=experts, activations="f32", embedding=embedding, windowed_cache=windowed_cache
+        )
         self.windowed_cache = windowed_cache
         self.session_options = UNPACKED if experts == "int8" else {}
         self.folder = write_onnx(checkpoint, build_cpu_graph(self.config, options), folder)
@@ -106,7 +115,7 @@ def reference(checkpoint: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(TINY, tmp_path_factory.mktemp("trained"))
+    return Model(TINY, tmp_path_factory.mktemp("trained"), embedding="bf16")
 
 
 @pytest.fixture(scope="module", params=["trained", "random", "one block"])
@@ -176,6 +185,22 @@ def test_converted_folder_is_computed_as_by_transformers(trained: Model, tmp_pat
     session = trained.load(UNPACKED, tmp_path / "onnx")
     logits, _ = trained.run(ids[None], np.ones((1, LENGTH)), trained.empty_cache(), session)
     assert_exact(logits[0], trained.expected(ids))
+
+
+def test_embedding_keeps_its_bytes_and_is_never_widened_as_a_whole(trained: Model) -> None:
+    """Bytes of the vocabulary in bfloat16, and the type of the rows that are picked in the graph as it runs."""
+    weights = open_checkpoint(TINY).tensors["model.embed_tokens.weight"]
+    optimised = trained.folder / "optimised.onnx"
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(optimised)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.data")
+    onnxruntime.InferenceSession(trained.folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(optimised, load_external_data=False).graph
+    [gather] = [node for node in graph.node if "model.embed_tokens.weight" in node.input]
+    [cast] = [node for node in graph.node if gather.output[0] in node.input]
+    assert (gather.op_type, cast.op_type) == ("Gather", "Cast")
+    [stored] = [item for item in graph.initializer if item.name == "model.embed_tokens.weight"]
+    assert (stored.data_type, list(stored.dims)) == (onnx.TensorProto.BFLOAT16, list(weights.shape))
 
 
 def test_packed_weights_are_another_model(trained: Model) -> None:

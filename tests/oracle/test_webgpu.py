@@ -8,11 +8,17 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
+from gptoss_convert.converters.execute import execute
+from gptoss_convert.converters.to_onnx import OnnxOptions, plan_onnx
+from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.verify.runners import RUNTIMES
 from gptoss_convert.verify.runners.launch import Run, Status, run_in_child
 from gptoss_convert.verify.runners.protocol import Settings
-from tests.peers import webgpu
+from tests.peers import transformers_model, webgpu
+from tests.support.conversions import TINY
 
+CHUNK = 8
+"""Positions of the model that are computed at once: SwiftShader is slow."""
 CPU = "CPUExecutionProvider"
 PROMPTS = [list(range(1, 90)), [9, 2]]
 """One of them longer than what is computed at once."""
@@ -88,9 +94,9 @@ def _with_webgpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def run(folder: Path, provider: str, scratch: Path) -> Run:
+def run(folder: Path, provider: str, scratch: Path, prompts: list[list[int]] = PROMPTS) -> Run:
     settings = Settings(threads=1, provider=provider)
-    return run_in_child(RUNTIMES["onnxruntime"], folder, PROMPTS, scratch / provider, settings)
+    return run_in_child(RUNTIMES["onnxruntime"], folder, prompts, scratch / provider, settings)
 
 
 def test_runner_computes_on_webgpu_what_it_computes_on_the_cpu(toy: Path, tmp_path: Path) -> None:
@@ -107,3 +113,27 @@ def test_most_nodes_are_given_to_webgpu(toy: Path) -> None:
     counts = webgpu.placements(toy / "model.onnx")
     assert counts[webgpu.PROVIDER] >= 12
     assert counts.get(CPU, 0) <= 6
+
+
+@pytest.fixture(scope="module")
+def gpt_oss(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model as it is converted for DirectML; SwiftShader has no float16."""
+    options = OnnxOptions(target="directml", activations="f32", prefill_chunk=CHUNK)
+    plan = plan_onnx(open_checkpoint(TINY), tmp_path_factory.mktemp("onnx") / "x", options)
+    execute(plan)
+    return plan.output
+
+
+def test_graph_for_directml_computes_the_model_on_webgpu(gpt_oss: Path, tmp_path: Path) -> None:
+    """In both branches of the experts: of many tokens, and of the one that is left over."""
+    ids = np.load(Path(__file__).parents[1] / "data" / "heldout_ids.npy").ravel()[: CHUNK + 1].tolist()
+    done = run(gpt_oss, webgpu.PROVIDER, tmp_path, [ids])
+    assert (done.status, done.provider) == (Status.COMPLETED, webgpu.PROVIDER), done.log_tail
+    found = done.recording().distributions(0, len(ids)).logprobs
+    np.testing.assert_allclose(found, transformers_model.next_token_logprobs(TINY, ids), rtol=0, atol=1e-4)
+
+
+def test_nodes_of_the_graph_for_directml_are_given_to_webgpu(gpt_oss: Path) -> None:
+    counts = webgpu.placements(gpt_oss / "model.onnx")
+    assert counts[webgpu.PROVIDER] > 1000
+    assert counts[CPU] < 250  # numbers of shapes

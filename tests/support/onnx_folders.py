@@ -14,6 +14,7 @@ from gptoss_convert.checkpoint import SLIDING, ModelConfig, Tensor
 from gptoss_convert.encodings import Chunk, Encoding
 from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.formats.onnx.weights import Graph, Layout
+from tests.support.onnx_models import put_tables_inside
 
 DATA = "model.onnx.data"
 _STEP = 1 << 24
@@ -39,6 +40,7 @@ def write_onnx(checkpoint: Path, graph: Graph, folder: Path) -> Path:
                     file.seek(offset + start * rows.shape[1] * part.dtype.itemsize)
                     file.write(np.ascontiguousarray(rows, part.dtype).data)
         file.truncate(end)
+    put_tables_inside(graph)
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     for proto in model.graph.initializer:

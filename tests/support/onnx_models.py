@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.encodings import convert
@@ -21,6 +22,7 @@ _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(in
 
 def write_model(graph: Graph, checkpoint: Checkpoint, folder: Path) -> Path:
     """Write model.onnx and model.onnx.data, and return the former; `graph` is given its locations."""
+    put_tables_inside(graph)
     protos = {proto.name: proto for proto in graph.model.graph.initializer}
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "model.onnx.data").open("wb") as file:
@@ -41,6 +43,13 @@ def write_model(graph: Graph, checkpoint: Checkpoint, folder: Path) -> Path:
     path = folder / "model.onnx"
     path.write_bytes(graph.model.SerializeToString())
     return path
+
+
+def put_tables_inside(graph: Graph) -> None:
+    """Put the tables of a graph into the initialisers themselves."""
+    for proto in graph.model.graph.initializer:
+        if proto.name in graph.tables:
+            proto.CopyFrom(numpy_helper.from_array(graph.tables[proto.name], proto.name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +84,19 @@ class Model:
         return State(np.zeros((batch, 0), np.int64), past)
 
     def step(
-        self, ids: NDArray[np.int64], state: State, mask: NDArray[np.int64] | None = None
+        self,
+        ids: NDArray[np.int64],
+        state: State,
+        mask: NDArray[np.int64] | None = None,
+        places: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.float64], State]:
-        """Return logits [batch, sequence, vocab] of `ids` [batch, sequence], and the state after them."""
+        """Return logits [batch, sequence, vocab] of `ids` [batch, sequence], and the state after them.
+
+        `places` are their positions, which the mask tells unless they are given.
+        """
         mask = np.concatenate([state.mask, np.ones_like(ids) if mask is None else mask], axis=1)
-        places = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
+        if places is None:
+            places = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
         values = dict(zip(self.outputs, self.session.run(None, {**feeds, **state.past}), strict=True))
         past = {name: values[name.replace("past_key_values", "present")] for name in state.past}

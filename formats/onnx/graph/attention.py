@@ -55,8 +55,8 @@ def write_places(writer: GraphWriter, config: ModelConfig) -> Places:
 
     grouped = writer.op("Mul", sequence, writer.integers(heads // key_heads))
     cosines, sines = (
-        writer.op("Unsqueeze", writer.op("Gather", writer.constant(table), "position_ids"), writer.integers(2))
-        for table in rotation_tables(config)
+        writer.op("Unsqueeze", writer.op("Gather", writer.table(name, table), "position_ids"), writer.integers(2))
+        for name, table in zip(("cosines", "sines"), rotation_tables(config), strict=True)
     )
     return Places(
         cosines=cosines,

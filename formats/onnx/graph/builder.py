@@ -23,10 +23,11 @@ PRODUCER = "gptoss-convert"
 
 _TYPES = {
     np.dtype("u1"): TensorProto.UINT8,
+    np.dtype("<u2"): TensorProto.BFLOAT16,
     np.dtype("<f2"): TensorProto.FLOAT16,
     np.dtype("<f4"): TensorProto.FLOAT,
 }
-"""Types of initialisers by those of the parts of encodings."""
+"""Types of initialisers by those of the parts of encodings; numpy has no bfloat16, whose bits are uint16 there."""
 
 
 class GraphWriter:
@@ -41,6 +42,8 @@ class GraphWriter:
         self._nodes: list[Any] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._initialisers: list[TensorProto] = []
+        self.tables: dict[str, Array] = {}
+        """Constants that lie outside of the ONNX file, by name."""
         self._used: Counter[str] = Counter()
 
     @contextmanager
@@ -68,6 +71,13 @@ class GraphWriter:
             self._constants[key] = self._new("constant")
             self._initialisers.append(numpy_helper.from_array(np.asarray(array, order="C"), self._constants[key]))
         return self._constants[key]
+
+    def table(self, name: str, array: Array) -> str:
+        """Return the name of a constant of many numbers, which is stored beside the weights; not in a branch."""
+        name = "/".join([*self._place, name])
+        self.tables[name] = array
+        self._initialisers.append(declared_outside(name, _TYPES[array.dtype], array.shape))
+        return name
 
     def integers(self, *values: int) -> str:
         """Return the name of a constant int64 vector: axes, a shape, indices."""
@@ -112,6 +122,13 @@ class GraphWriter:
         return f"{stem}_{self._used[stem]}"
 
 
+def declared_outside(name: str, data_type: int, dims: Sequence[int]) -> TensorProto:
+    """Return an initialiser whose numbers lie in a file of external data; the writer says where."""
+    proto = TensorProto(name=name, data_type=data_type, data_location=TensorProto.EXTERNAL)
+    proto.dims.extend(dims)
+    return proto
+
+
 class WeightDeclarations:
     """The initialisers of a graph whose numbers are in the checkpoint."""
 
@@ -131,9 +148,7 @@ class WeightDeclarations:
             shape = tuple(shape)
             nbytes = part.dtype.itemsize * int(np.prod(shape, dtype=np.int64))
             initialisers.append(Initialiser(name=name, data_type=_TYPES[part.dtype], dims=shape, nbytes=nbytes))
-            proto = TensorProto(name=name, data_type=_TYPES[part.dtype], data_location=TensorProto.EXTERNAL)
-            proto.dims.extend(shape)
-            self._protos.append(proto)
+            self._protos.append(declared_outside(name, _TYPES[part.dtype], shape))
         self.weights[tensor] = Weight(tensor=tensor, encoding=encoding, initialisers=tuple(initialisers))
         return [item.name for item in initialisers]
 
@@ -151,7 +166,8 @@ class WeightDeclarations:
             ir_version=IR_VERSION,
             producer_name=PRODUCER,
         )
-        return Graph(model=model, weights={name: self.weights[name] for name in order})
+        weights = {name: self.weights[name] for name in order}
+        return Graph(model=model, weights=weights, tables=writer.tables)
 
 
 def _float_output(name: str) -> ValueInfoProto:

@@ -5,6 +5,9 @@
 is loaded: of weights that it has packed, onnxruntime keeps a second copy in memory, and QMoE rounds activations to
 8 bits, which is faster, and less exact than float16.
 
+The embedding may be bfloat16, as in the checkpoint: rows are widened when they have been picked, a few microseconds
+each. Other matrices would have to be widened as a whole for every token.
+
 `int4` is small, and lossy: QMoE with 4 bits, and MatMulNBits with 8 bits for attention and unembedding. Its weights
 should be packed, as they are by default: without that a token takes about 28 times as long.
 """
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 from onnx import TensorProto
 
 from gptoss_convert.checkpoint import ModelConfig
-from gptoss_convert.encodings import Encoding
+from gptoss_convert.encodings import Encoding, encoding
 from gptoss_convert.encodings.floats import F32
 from gptoss_convert.encodings.int4_block import Int4Block
 from gptoss_convert.encodings.int8_block import Int8Block
@@ -51,6 +54,7 @@ def build_cpu_graph(config: ModelConfig, options: GraphOptions) -> Graph:
         return weights.blocks(tensor, profile.experts)
 
     operators = Operators(
+        embedding=encoding(options.embedding),
         activations=F32(),
         data_type=TensorProto.FLOAT,
         linear=profile.linear,
@@ -61,9 +65,9 @@ def build_cpu_graph(config: ModelConfig, options: GraphOptions) -> Graph:
 
 
 def _matmul_8_bits(writer: FusedWriter, weights: Weights, value: str, matrix: str, bias: str | None) -> str:
-    encoding = Int8Block()
+    blocks = Int8Block()
     rows, columns = weights.shape(matrix)
-    inputs = weights.blocks(matrix, encoding, items_apart=True)
+    inputs = weights.blocks(matrix, blocks, items_apart=True)
     if bias is not None:
         zero_points_and_order_of_columns = ["", ""]
         inputs += [*zero_points_and_order_of_columns, weights.plain(bias, F32())]
@@ -75,7 +79,7 @@ def _matmul_8_bits(writer: FusedWriter, weights: Weights, value: str, matrix: st
         K=columns,
         N=rows,
         bits=8,
-        block_size=encoding.block,
+        block_size=blocks.block,
         accuracy_level=INT8_ACTIVATIONS,
     )
 

@@ -43,6 +43,7 @@ def build_cuda_graph(config: ModelConfig, options: GraphOptions) -> Graph:
             raise UnsupportedError(f"{choice} that no graph for CUDA has", found=found, expected=expected)
     encoding: Encoding = F16()
     operators = Operators(
+        embedding=encoding,
         activations=encoding,
         data_type=TensorProto.FLOAT16,
         linear=gemm(encoding),

@@ -107,7 +107,7 @@ def declaration(writer: GraphWriter, weights: WeightDeclarations, kind: str, pre
     """
     match kind:
         case "mxfp4":
-            table = writer.constant(number_pairs(precision))
+            table = writer.table("number_pairs", number_pairs(precision))
             return lambda tensor, shape: Mxfp4Matrix(weights, tensor, shape, table)
         case "int8":
             return lambda tensor, shape: Int8Matrix(weights, tensor, shape, precision)

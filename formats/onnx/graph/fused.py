@@ -21,7 +21,7 @@ import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
 
 from gptoss_convert.checkpoint import SLIDING, ModelConfig, inventory
-from gptoss_convert.encodings import Encoding, Float32
+from gptoss_convert.encodings import Encoding
 from gptoss_convert.errors import UnsupportedError
 from gptoss_convert.formats.onnx.graph.builder import WeightDeclarations
 from gptoss_convert.formats.onnx.graph.fused_writer import Dims, FusedWriter
@@ -111,8 +111,11 @@ ExpertMatrix: TypeAlias = Callable[[Weights, str], list[str]]
 class Operators:
     """In what a decoder for one target differs from those for others."""
 
+    embedding: Encoding
+    """Of one number after the other; its rows are widened when they have been picked."""
+
     activations: Encoding
-    """Type of the activations, and of all weights but those of `linear` and `experts`."""
+    """Type of the activations, and of all weights but those of `linear`, `experts` and the embedding."""
     data_type: int
     """The same as `onnx.TensorProto.DataType`."""
     linear: Linear
@@ -194,7 +197,10 @@ class _Decoder:
         positions = self._positions(ids, mask)
         with writer.within("embedding"):
             tokens = writer.op("Reshape", ids, writer.integers(-1))
-            hidden = writer.op("Gather", self._plain("model.embed_tokens.weight"), tokens)
+            table = self._weights.plain("model.embed_tokens.weight", self._operators.embedding)
+            hidden = writer.op("Gather", table, tokens)
+            if self._operators.embedding != self._operators.activations:
+                hidden = writer.op("Cast", hidden, to=self._operators.data_type)
         for layer in range(config.num_hidden_layers):
             with writer.within(f"layers.{layer}"):
                 hidden = self._layer(layer, hidden, positions)
@@ -279,14 +285,12 @@ class _Decoder:
             longest = writer.op("Gather", writer.op("Shape", mask), writer.constant(np.array(1, np.int64)))
             total = writer.op("Cast", longest, to=TensorProto.INT32)
             shape = writer.op("Concat", writer.op("Shape", ids), writer.integers(-1), axis=0)
-            cosines, sines = (self._table(table) for table in rotation_tables(self._config))
+            dtype = self._operators.activations.parts[0].dtype
+            cosines, sines = (
+                writer.table(name, table.astype(dtype, copy=False))
+                for name, table in zip(("cosines", "sines"), rotation_tables(self._config), strict=True)
+            )
         return _Positions(lengths, total, cosines, sines, shape)
-
-    def _table(self, table: Float32) -> str:
-        name = self._writer.constant(table)
-        if self._operators.data_type == TensorProto.FLOAT:
-            return name
-        return self._writer.op("Cast", name, to=self._operators.data_type)
 
     def _cache(self, layer: int) -> tuple[list[str], list[str]]:
         """Declare the cache of a layer before and after, and return the names of both."""

@@ -8,8 +8,8 @@ from typing import Any
 from onnx import GraphProto, TensorProto, ValueInfoProto, helper
 
 from gptoss_convert.checkpoint import ModelConfig, inventory
-from gptoss_convert.formats.onnx.graph.builder import IR_VERSION, PRODUCER, GraphWriter
-from gptoss_convert.formats.onnx.weights import Graph, Initialiser, Weight
+from gptoss_convert.formats.onnx.graph.builder import IR_VERSION, PRODUCER, GraphWriter, declared_outside
+from gptoss_convert.formats.onnx.weights import Graph, Weight
 
 DOMAIN = "com.microsoft"
 DOMAIN_VERSION = 1
@@ -68,17 +68,15 @@ class FusedWriter(GraphWriter):
         """Return the graph of a model with all its `weights`."""
         by_name = {weight.tensor: weight for weight in weights}
         ordered = {name: by_name[name] for name in inventory(config)}
-        declared = [_declared(item) for weight in ordered.values() for item in weight.initialisers]
+        declared = [
+            declared_outside(item.name, item.data_type, item.dims)
+            for weight in ordered.values()
+            for item in weight.initialisers
+        ]
         model = helper.make_model(
             self.as_graph(inputs, outputs, declared),
             opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)],
             ir_version=IR_VERSION,
             producer_name=PRODUCER,
         )
-        return Graph(model=model, weights=ordered)
-
-
-def _declared(initialiser: Initialiser) -> TensorProto:
-    proto = TensorProto(name=initialiser.name, data_type=initialiser.data_type, data_location=TensorProto.EXTERNAL)
-    proto.dims.extend(initialiser.dims)
-    return proto
+        return Graph(model=model, weights=ordered, tables=self.tables)

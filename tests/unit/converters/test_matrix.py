@@ -47,8 +47,8 @@ ENCODINGS = {
     Form.ONNX_INT4: ("onnx", "int4-block", "f32", "f32"),
 }
 """Format, and encodings of experts, of other matrices, and of all else."""
-SMALL_RANGE = {Form.GGUF_F16, Form.GGUF_Q8_0}
-"""Forms that cannot hold the numbers of extreme scales, or that come from one that cannot."""
+SMALL_RANGE = {Form.GGUF_F16, Form.GGUF_Q8_0, Form.ONNX_F16}
+"""Forms that cannot hold the numbers of extreme scales, come from one that cannot, or compute in one."""
 
 
 def convert(source: Path, command: str, output: Path, **how: Any) -> tuple[Plan, Report]:

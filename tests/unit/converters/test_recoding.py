@@ -241,6 +241,7 @@ def test_findings_add_up_and_are_ready_for_json() -> None:
         "survival": None,
         "half_precision": None,
         "signs_of_zero": 0,
+        "rounded_in_graph": 0,
     }
 
 

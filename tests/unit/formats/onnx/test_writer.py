@@ -10,7 +10,9 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
+from gptoss_convert.canonical_hash import hash_checkpoint
 from gptoss_convert.checkpoint import Checkpoint, ModelConfig, Role, inventory
+from gptoss_convert.converters import to_onnx
 from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.formats.onnx.weights import Graph
 from gptoss_convert.formats.onnx.writer import LARGE, lay_out_graph
@@ -216,3 +218,40 @@ def test_file_says_who_wrote_it_and_what_is_in_it(folder: Path) -> None:
         f'"{EXPERTS}":{{"encoding":"mxfp4","initialisers":["{EXPERTS}.codes","{EXPERTS}.scales"]}}'
         in metadata(model).value
     )
+
+
+# --- tables of the graph
+
+
+COSINES, SINES = np.arange(700, dtype=np.float32).reshape(70, 10), np.full((3, 5), 0.5, np.float16)
+
+
+def with_tables(made: Graph) -> Graph:
+    """The same graph with two tables, which it hands out."""
+    tables = {"cosines": COSINES, "sines": SINES}
+    for name, table in tables.items():
+        data_type = onnx.helper.np_dtype_to_tensor_dtype(table.dtype)
+        made.model.graph.initializer.add(
+            name=name, dims=table.shape, data_type=data_type, data_location=TensorProto.EXTERNAL
+        )
+        made.model.graph.node.append(onnx.helper.make_node("Identity", [name], [f"{name}:out"]))
+        made.model.graph.output.append(onnx.helper.make_tensor_value_info(f"{name}:out", data_type, table.shape))
+    return replace(made, tables=tables)
+
+
+@pytest.mark.parametrize("limit", [None, 1, 3000, 60_000])
+def test_tables_lie_before_the_weights(
+    limit: int | None, model: Path, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = to_onnx.build_graph
+    monkeypatch.setattr(to_onnx, "build_graph", lambda *arguments: with_tables(original(*arguments)))
+    folder = write_onnx(model, tmp_path / "x", max_shard_size=limit)
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    for name, table in (("cosines", COSINES), ("sines", SINES)):
+        [found] = session.run([f"{name}:out"], {})
+        np.testing.assert_array_equal(found, table)
+    assert hash_checkpoint(open_checkpoint(folder), jobs=1) == hash_checkpoint(source, jobs=1)
+    plan = to_onnx.plan_onnx(source, folder, to_onnx.OnnxOptions(target="cpu", max_shard_size=limit))
+    assert {file.path.name: file.nbytes for file in plan.files} == {
+        path.name: path.stat().st_size for path in folder.iterdir()
+    }
