@@ -28,6 +28,7 @@ def recording(
     *,
     listed: int | None = None,
     tokens: NDArray[Any] | None = None,
+    rest: NDArray[Any] | None = None,
     routing: NDArray[Any] | None = None,
     margins: NDArray[Any] | None = None,
 ) -> Recording:
@@ -39,6 +40,7 @@ def recording(
         logprobs: [positions, columns], of all prompts.
         listed: keep this many of the likeliest tokens only.
         tokens: [positions, columns], the tokens of the columns.
+        rest: [positions], the log-probability of all others together.
         routing: [positions, layers, experts per token].
         margins: [positions, layers].
     """
@@ -56,6 +58,7 @@ def recording(
                     start=0,
                     logprobs=logprobs[rows].astype(np.float32),
                     tokens=None if tokens is None else tokens[rows].astype(np.int32),
+                    rest=None if rest is None else rest[rows].astype(np.float32),
                     routing=None if routing is None else routing[rows].astype(np.int16),
                     router_margins=None if margins is None else margins[rows].astype(np.float32),
                 )

@@ -101,6 +101,19 @@ def test_divergence_between_listed_tokens_and_the_rest(listed):
     assert figures.centred is None
 
 
+def test_a_rest_that_is_known_leaves_nothing_uncertain(tmp_path):
+    """As in recordings of the reference: what the list leaves is told, not the sum of a softmax in float32."""
+    reference, test = in_order(*logits(3))
+    listed = np.argsort(-reference, axis=1)[:, :8]
+    p, q = (np.exp(np.take_along_axis(side, listed, axis=1)) for side in (reference, test))
+    exact = rel_entr(p, q).sum(axis=1) + rel_entr(1 - p.sum(axis=1), 1 - q.sum(axis=1))
+    told = recording(tmp_path / "told", LENGTHS, reference, listed=8, rest=np.log(1 - p.sum(axis=1)))
+    untold = recording(tmp_path / "untold", LENGTHS, reference, listed=8)
+    whole = recording(tmp_path / "whole", LENGTHS, test)
+    np.testing.assert_allclose(position_figures(told, whole, prompts()).kl, exact, atol=FLOAT32)
+    assert np.abs(position_figures(untold, whole, prompts()).kl - exact).max() > 2 * FLOAT32
+
+
 @pytest.mark.parametrize("off", [-1e-4, 1e-4])
 def test_a_softmax_in_float32_makes_no_divergence_between_listed_tokens(off):
     reference, _ = in_order(*logits(4, spread=6))  # the rest is often smaller than the error
