@@ -13,7 +13,7 @@ from tests.cli.command import environment, run_here, run_process
 from tests.support.conversions import TINY, to_gguf
 from tests.support.planted_faults import DOWN, FAULTS, GATE_UP, NORM
 
-MAX_TOKENS = 30
+MAX_TOKENS = 40
 """Of each of the eight quick prompts: what the built-in policy asks for at least, and some more."""
 
 FORBIDDEN = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "onnx", "jinja2")
