@@ -87,7 +87,7 @@ def _weights(subject: Subject, how: Conditions) -> Iterator[Part]:
         yield mapped(
             "weights: embedding", rows, error=0.5, phase=Phase.RUN, note="a row for every token that occurs"
         )
-    yield private("graph", graph.file_bytes, 0.1, on_host=True, note="nodes, and tables of sines")
+    yield private("graph", graph.file_bytes, 0.1, on_host=True, note="nodes")
     yield private("graph: while it is parsed", PARSED_COPY * graph.file_bytes, 0.5, phase=Phase.LOAD, on_host=True)
     if how.device == "gpu":
         yield private("runtime", GPU_BASE, 0.5, note="not measured")

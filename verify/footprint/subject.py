@@ -118,16 +118,15 @@ def _found(checkpoint: Checkpoint, entries: int) -> Subject:
 
 
 def _imagined(path: Path, config: ModelConfig, form: Form, entries: int) -> Subject:
-    graph = None
+    graph, tables = None, 0
     if form.format == "onnx":
         assert form.provider is not None
         tables = 2 * config.max_position_embeddings * (config.head_dim // 2) * ROPE_TABLE_TYPE_BYTES
         graph = GraphFacts(
             provider=form.provider,
             prepacks=form.provider == "cpu" and form.experts != "int8-block",
-            window_cells=config.sliding_window if form.windowed_cache else None,
+            window_cells=None,
             positions_at_once=256,
-            file_bytes=tables,
         )
     return Subject(
         path=path,
@@ -135,7 +134,7 @@ def _imagined(path: Path, config: ModelConfig, form: Form, entries: int) -> Subj
         format=form.format,
         config=config,
         weights=weights_of_form(config, form),
-        header_bytes=0,
+        header_bytes=tables,
         vocabulary_entries=entries,
         graph=graph,
     )

@@ -37,10 +37,10 @@ class Form:
     """Encoding of embedding, unembedding and attention matrices."""
     small: str
     """Encoding of norms, biases, sinks and routers."""
+    embedding: str | None = None
+    """Encoding of the embedding, where it is not that of the unembedding."""
     provider: str | None = None
     """Execution provider that an ONNX folder is made for, by onnxruntime-genai's name."""
-    windowed_cache: bool = False
-    """Whether the graph keeps one window only in layers that have one."""
 
 
 FORMS: Mapping[str, Form] = {
@@ -50,18 +50,18 @@ FORMS: Mapping[str, Form] = {
         Form(name="gguf-q8_0", format="gguf", experts="mxfp4", others="q8_0", small="f32"),
         Form(name="mxfp4", format="huggingface", experts="mxfp4", others="bf16", small="bf16"),
         Form(name="bf16", format="huggingface", experts="bf16", others="bf16", small="bf16"),
-        Form(name="onnx-cpu", format="onnx", experts="int8-block", others="f32", small="f32", provider="cpu"),
+        Form(
+            name="onnx-cpu",
+            format="onnx",
+            experts="int8-block",
+            others="f32",
+            small="f32",
+            embedding="bf16",
+            provider="cpu",
+        ),
         Form(name="onnx-directml", format="onnx", experts="mxfp4", others="f16", small="f32", provider="dml"),
         Form(name="onnx-webgpu", format="onnx", experts="mxfp4", others="f16", small="f32", provider="webgpu"),
-        Form(
-            name="onnx-cuda",
-            format="onnx",
-            experts="mxfp4",
-            others="f16",
-            small="f16",
-            provider="cuda",
-            windowed_cache=True,
-        ),
+        Form(name="onnx-cuda", format="onnx", experts="mxfp4", others="f16", small="f16", provider="cuda"),
     )
 }
 """By the name that the command line has for it."""
@@ -89,6 +89,8 @@ def weights_of_form(config: ModelConfig, form: Form) -> tuple[WeightGroup, ...]:
             if spec.role is Role.EXPERTS
             else form.small
             if spec.role in _COMPUTED_IN_F32
+            else form.embedding or form.others
+            if spec.role is Role.EMBEDDING
             else form.others
         )
         encoding = ENCODINGS[name]
