@@ -258,10 +258,21 @@ def test_document_of_distributions_and_bisection() -> None:
     assert logits["noise_floor"] > 0
     assert [item["part"] for item in logits["comparisons"]] == ["total", "file"]
     assert [run["status"] for run in logits["runs"]] == ["completed", "completed"]
+    assert [(run["artifact"], run["runtime"], run["run"]) for run in found["conditions"]["runs"]] == [
+        (0, "reference", 0),
+        (0, "reference", 1),
+    ]
     assert artifact["bisection"]["finding"]["tensor"] == NORM
     changes = {change["name"]: change["value"] for change in found["policy"]["changes"]}
     assert changes == {"evidence.positions": 40, "evidence.prompts": 3}
     assert (found["prompts"]["prompts"], found["prompts"]["positions"]) == (3, 60)
+
+
+def test_documents_of_two_runs_differ_in_their_conditions_alone() -> None:
+    arguments = ("lossy.gguf", *OURS, *ENOUGH, "--max-tokens", "18")
+    first, second = (document(*arguments, exit_code=0) for _ in range(2))
+    assert first.pop("conditions") != second.pop("conditions")
+    assert first == second
 
 
 def test_document_of_a_missing_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
