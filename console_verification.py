@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gptoss_convert.console import human_bytes, make_console, make_table
 from gptoss_convert.errors import printable
-from gptoss_convert.verify.parts import ARITHMETIC, ARTIFACT, CONVERSION, DEPARTURES, FILE, RUNTIME, TOTAL
+from gptoss_convert.verify.parts import IN_WORDS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,24 +95,13 @@ def _print_logits(console: Console, result: LogitsResult) -> None:
     console.print(table)
 
 
-_PARTS = {
-    TOTAL: "all together",
-    FILE: "the file, computed exactly",
-    DEPARTURES: "known departures of {}",
-    RUNTIME: "arithmetic of {}, this file",
-    ARTIFACT: "the file and {}",
-    ARITHMETIC: "... and the most exact file",
-    CONVERSION: "the two files in {}",
-}
-
-
 def _row(item: Comparison, runtime: str) -> tuple[str, ...]:
     summary, routing, judgement = item.summary, item.routing, item.judgement
     divergence, top, following = summary.divergence, summary.top, summary.next_tokens
     steady = None if routing is None else routing.steady_share
     excused = ", steady positions" if judgement is not None and judgement.routing_excused else ""
     return (
-        _PARTS[item.part].format(runtime),
+        IN_WORDS[item.part].format(runtime),
         _mean(summary),
         NOTHING if divergence is None else f"{divergence.median:.2g}",
         NOTHING if divergence is None else f"{divergence.p99_9:.2g}",
