@@ -14,7 +14,7 @@ from tests.peers.chromium import page
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "docs" / "pictures" / "report.png"
-WIDTH, HEIGHT = 1000, 1180
+WIDTH, HEIGHT = 1180, 1020
 MODEL = "tiny-gpt-oss"
 STEPS = (
     ("to-gguf", MODEL, "-o", "exact.gguf"),
