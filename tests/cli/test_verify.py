@@ -88,6 +88,13 @@ def test_one_faulty_artifact_of_several_exits_1_and_hides_nothing() -> None:
     assert "FAIL (file): artifact is unreadable, not readable: " in text
     assert "PASS: " in text
     assert text.index("cut.gguf") < text.index("FAIL (file)") < text.index("PASS: ")
+    overview = [line.split() for line in outcome.stdout.splitlines()[-4:]]
+    assert overview == [
+        ["FAIL,", "all", "artifacts"],
+        ["artifact", "format", "verdict", "numbers", "mean", "KL", "top-1"],
+        ["cut.gguf", "unreadable", "FAIL", "(file)", "-", "-", "-"],
+        ["model.gguf", "gguf", "PASS", "value-exact", "-", "-"],
+    ]
 
 
 def test_too_little_evidence_exits_1_unless_it_is_allowed() -> None:

@@ -68,7 +68,8 @@ def artifact(name: str, outcome: str = "pass") -> dict[str, Any]:
         "different": 90, "largest_error": 0.1, "signal_to_noise": 45.0, "least_signal_to_noise": 40.0,
         "largest_block_error": None, "relative_error": 0.005, "different_blocks": 3, "worst_block": None,
         "signs_of_zero": 0, "rescaled_blocks": 0, "new_nan": 0, "new_infinite": 0, "declared": None,
-        "problem": None, "basis": "numbers", "promised": "lossy", "passed": passed, "failure": None if passed else name,
+        "problem": None, "basis": "numbers", "promised": "lossy", "passed": passed,
+        "failure": None if passed else name,
     }  # fmt: skip
     checks = [
         {"name": name, "reference": name, "artifact": name, "passed": state, "note": name}
