@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gptoss_convert.console import human_bytes, make_console, make_table
 from gptoss_convert.errors import printable
-from gptoss_convert.verify.parts import ARITHMETIC, ARTIFACT, CONVERSION, DEPARTURES, FILE, RUNTIME, TOTAL
+from gptoss_convert.verify.parts import IN_WORDS, TOTAL
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,6 +49,32 @@ def print_verification(verification: Verification) -> None:
     for artifact in verification.artifacts:
         console.print()
         print_artifact(artifact)
+    if len(verification.artifacts) > 1:
+        console.print()
+        _print_overview(console, verification)
+
+
+def _print_overview(console: Console, verification: Verification) -> None:
+    """Print a line for each artifact: what scrolled away, in one place."""
+    table = make_table(
+        f"{verification.outcome.upper()}, all artifacts",
+        ("artifact", "left"), ("format", "left"), ("verdict", "left"), ("numbers", "left"), ("mean KL", "right"),
+        ("top-1", "right"),
+    )  # fmt: skip
+    for artifact in verification.artifacts:
+        totals = [comparison.summary for result in artifact.logits if (comparison := result.comparison(TOTAL))]
+        cause = f" ({artifact.verdict.cause})" if artifact.verdict.cause else ""
+        tops = (None if summary.top is None else summary.top.same.mean for summary in totals)
+        cells = (
+            str(artifact.path),
+            artifact.format or "unreadable",
+            f"{artifact.verdict.outcome.upper()}{cause}",
+            NOTHING if artifact.weights is None else str(artifact.weights.loss),
+            ", ".join(map(_mean, totals)) or NOTHING,
+            ", ".join(map(_share, tops)) or NOTHING,
+        )
+        table.add_row(*map(printable, cells))
+    console.print(table)
 
 
 def print_artifact(artifact: ArtifactResult) -> None:
@@ -95,24 +121,13 @@ def _print_logits(console: Console, result: LogitsResult) -> None:
     console.print(table)
 
 
-_PARTS = {
-    TOTAL: "all together",
-    FILE: "the file, computed exactly",
-    DEPARTURES: "known departures of {}",
-    RUNTIME: "arithmetic of {}, this file",
-    ARTIFACT: "the file and {}",
-    ARITHMETIC: "... and the most exact file",
-    CONVERSION: "the two files in {}",
-}
-
-
 def _row(item: Comparison, runtime: str) -> tuple[str, ...]:
     summary, routing, judgement = item.summary, item.routing, item.judgement
     divergence, top, following = summary.divergence, summary.top, summary.next_tokens
     steady = None if routing is None else routing.steady_share
     excused = ", steady positions" if judgement is not None and judgement.routing_excused else ""
     return (
-        _PARTS[item.part].format(runtime),
+        IN_WORDS[item.part].format(runtime),
         _mean(summary),
         NOTHING if divergence is None else f"{divergence.median:.2g}",
         NOTHING if divergence is None else f"{divergence.p99_9:.2g}",

@@ -71,6 +71,11 @@ from gptoss_convert.process import CHECK_FAILED
 @click.option(
     "--allow-inconclusive", is_flag=True, help="[reporting] Exit with 0 also if there is too little evidence."
 )
+@click.option(
+    "--report", type=click.Path(path_type=Path), metavar="DIR",
+    help="[reporting] Write report.json, report.md, report.xml and report.html to this folder (docs/reports.md).",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="[reporting] Replace files of an older report.")
 @click.option("--no-progress", is_flag=True, help="[reporting] Show no progress.")
 @click.option(
     "--work", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
@@ -97,6 +102,8 @@ def verify(
     prompts: str | None,
     max_tokens: int | None,
     policy: Path | None,
+    report: Path | None,
+    force: bool,
     allow_inconclusive: bool,
     **options: Any,
 ) -> None:
@@ -109,7 +116,7 @@ def verify(
     Examples:
       gptoss-convert verify gpt-oss-20b gpt-oss-20b.gguf
       gptoss-convert verify gpt-oss-20b gpt-oss-20b.gguf gpt-oss-20b-bf16 --weights
-      gptoss-convert verify gpt-oss-20b small.gguf --prompts full --json > verdict.json
+      gptoss-convert verify gpt-oss-20b small.gguf --prompts full --report report
       gptoss-convert verify --against gpt-oss-20b.pack small.gguf
     """
     from gptoss_convert.console_verification import print_verification
@@ -129,14 +136,16 @@ def verify(
         raise OptionError("--weights and --logits exclude each other; without them, both are compared")
     loaded = None
     if pack is not None:
-        artifacts = _required(paths, "ARTIFACT...")
+        reference, artifacts = pack, _required(paths, "ARTIFACT...")
         _require_what_a_pack_allows(prompts, max_tokens, with_bisection=with_bisection)
+        _check_report(report, (pack, *artifacts), replace=force)
         packed = read_pack(pack)
         checkpoint, loaded = packed.model, packed.prompts
         compare = partial(verify_against, packed)
     else:
         reference, *rest = _required(paths, "REFERENCE")
         artifacts = _required(rest, "ARTIFACT...")
+        _check_report(report, (reference, *artifacts), replace=force)
         checkpoint = open_checkpoint(reference)
         compare = partial(verify_artifacts, checkpoint)
         if with_bisection or not only_weights:
@@ -168,6 +177,8 @@ def verify(
     with console.progress_bar(total, shown=wanted and not only_logits) as progress:
         say = console.say if wanted else lambda line: None
         result = compare(artifacts, verify_options, progress=progress, say=say)
+    if report is not None:
+        _write_report(report, result, (reference, *artifacts), replace=force)
     if options["as_json"]:
         console.print_json(result.as_dict())
     elif not options["quiet"]:
@@ -191,3 +202,17 @@ def _require_what_a_pack_allows(prompts: str | None, max_tokens: int | None, *, 
                 f"{name} needs the reference itself: a pack has the prompts that it was recorded with",
                 hint="leave it out, or record the reference with other prompts",
             )
+
+
+def _check_report(folder: Path | None, inputs: Sequence[Path], *, replace: bool) -> None:
+    """Refuse a folder for the report that cannot be written to, before hours are spent on what it tells."""
+    if folder is not None:
+        from gptoss_convert.report.writing import ReportFolder
+
+        ReportFolder(folder=folder, replace=replace, inputs=tuple(inputs)).check()
+
+
+def _write_report(folder: Path, result: Any, inputs: Sequence[Path], *, replace: bool) -> None:
+    from gptoss_convert.report.writing import ReportFolder
+
+    ReportFolder(folder=folder, replace=replace, inputs=tuple(inputs)).write(result.as_dict())

@@ -156,7 +156,12 @@ def test_package_runs_as_a_module(python: Path, tmp_path: Path) -> None:
     assert done.stdout == run(python.with_name("gptoss-convert"), "--version", cwd=tmp_path).stdout != ""
 
 
-DISTRIBUTIONS = {"cyclonedx": "cyclonedx-python-lib", "model_signing": "model-signing", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "cyclonedx": "cyclonedx-python-lib",
+    "model_signing": "model-signing",
+    "vl_convert": "vl-convert-python",
+    "yaml": "pyyaml",
+}
 """Distribution by the name of its import package, where the two differ."""
 
 
@@ -200,7 +205,7 @@ def test_imports_are_absolute_from_the_package() -> None:
 
 def test_no_file_names_a_place_on_somebodys_machine() -> None:
     places = re.compile(rb"(?<![\w.])/(?:work|root|home|Users)/")
-    binary = {".safetensors", ".npy", ".npz", ".xz", ".gguf"}
+    binary = {".safetensors", ".npy", ".npz", ".xz", ".gguf", ".png"}
     texts = {path: (ROOT / path).read_bytes() for path in FILES if path.suffix not in binary}
     wrong = {str(path): found.group() for path, text in texts.items() if (found := places.search(text))}
     assert wrong == {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from gptoss_convert.verify.judgement import Judgement, Outcome, judge
 from gptoss_convert.verify.metrics.plain import Plain
 from gptoss_convert.verify.metrics.positions import position_figures
 from gptoss_convert.verify.metrics.routing import RoutingSummary, summarise_by_routing
+from gptoss_convert.verify.metrics.spread import Spread, spread_of
 from gptoss_convert.verify.metrics.summary import Summary, summarise
 from gptoss_convert.verify.parts import ARITHMETIC, ARTIFACT, CONVERSION, DEPARTURES, FILE, RUNTIME, TOTAL
 from gptoss_convert.verify.policy import Policy
@@ -45,6 +46,7 @@ class Comparison(Plain):
     """The runs, in words."""
     test: str
     summary: Summary
+    spread: Spread
     routing: RoutingSummary | None
     judgement: Judgement | None
     """None for what is only reported."""
@@ -197,6 +199,7 @@ class Examiner:
             reference=part.reference_name,
             test=part.test_name,
             summary=summary,
+            spread=spread_of(figures),
             routing=routing,
             judgement=judgement,
         )
@@ -357,7 +360,7 @@ _WHAT = {
 
 
 def run_as_dict(run: Run) -> dict[str, Any]:
-    """Return the facts about a run as JSON-ready data."""
+    """Return what was run, and whether it was completed, as JSON-ready data; `conditions` has what it took."""
     return {
         "runtime": run.runtime,
         "artifact": str(run.artifact),
@@ -368,7 +371,4 @@ def run_as_dict(run: Run) -> dict[str, Any]:
         "status": str(run.status),
         "reason": run.reason,
         "versions": dict(run.versions),
-        "load_seconds": run.load_seconds,
-        "run_seconds": run.run_seconds,
-        "peak_memory": None if run.memory is None else asdict(run.memory),
     }

@@ -29,3 +29,14 @@ ARTIFACT = "artifact"
 where the artifact cannot be computed exactly."""
 
 PARTS = (TOTAL, FILE, DEPARTURES, RUNTIME, ARTIFACT, ARITHMETIC, CONVERSION)
+
+IN_WORDS = {
+    TOTAL: "all together",
+    FILE: "the file, computed exactly",
+    DEPARTURES: "known departures of {}",
+    RUNTIME: "arithmetic of {}, this file",
+    ARTIFACT: "the file and {}",
+    ARITHMETIC: "... and the most exact file",
+    CONVERSION: "the two files in {}",
+}
+"""What the figures of a part are shown under; `{}` stands for the runtime."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_convert import __version__
 from gptoss_convert.canonical_hash import Progress, ignore_progress
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.encodings import LossClass, loss_class
@@ -19,6 +21,7 @@ from gptoss_convert.errors import GptossConvertError, OptionError, UnsupportedEr
 from gptoss_convert.formats import open_checkpoint
 from gptoss_convert.tokenizer import TokenizerSource, TokenKind
 from gptoss_convert.verify.baseline import make_baseline
+from gptoss_convert.verify.conditions import Conditions, measured_runs, now, this_host
 from gptoss_convert.verify.declaration import read_declaration
 from gptoss_convert.verify.judgement import Outcome
 from gptoss_convert.verify.logits import EXACT, REFERENCE, Examiner, LogitsResult, Subject
@@ -35,7 +38,7 @@ from gptoss_convert.verify.weights import WeightsResult
 if TYPE_CHECKING:
     from gptoss_convert.verify.bisect import Bisection
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of the JSON document that a verification becomes."""
 
 MOST_JOBS = 4
@@ -120,6 +123,7 @@ class Verification:
     changes: tuple[Change, ...]
     """Where the policy departs from the built-in one."""
     artifacts: tuple[ArtifactResult, ...]
+    conditions: Conditions
 
     @property
     def outcome(self) -> Outcome:
@@ -131,6 +135,7 @@ class Verification:
         prompts = self.prompts
         return {
             "schema_version": SCHEMA_VERSION,
+            "tool": {"name": "gptoss-convert", "version": __version__},
             "reference": {
                 "path": str(self.reference),
                 "format": self.reference_format,
@@ -153,6 +158,9 @@ class Verification:
                 "remarks": list(prompts.remarks),
             },
             "artifacts": [item.as_dict() for item in self.artifacts],
+            "memory": [],
+            "conditions": self.conditions.as_dict()
+            | {"runs": measured_runs([item.logits for item in self.artifacts])},
         }
 
 
@@ -239,6 +247,7 @@ def verify_against(
 def _verified(
     reference: Reference, artifacts: Sequence[Path], options: VerifyOptions, progress: Progress, say: Say
 ) -> Verification:
+    created, started = now(), time.monotonic()
     model = reference.model
     model.require_sound()
     _require_possible(model, artifacts, options)
@@ -258,6 +267,7 @@ def _verified(
         policy=policy,
         changes=policy.changes(),
         artifacts=tuple(item.result() for item in examined),
+        conditions=Conditions(created=created, seconds=round(time.monotonic() - started, 3), host=this_host()),
     )
 
 
@@ -504,7 +514,15 @@ class _Examination:
         results = [self._examiner.examine(subject, runtime) for runtime in runtimes]
         if artifact.path.absolute() != self._reference.path.absolute():
             self._examiner.runs.forget(artifact.path)
-        return replace(item, logits=tuple(results))
+        return replace(item, logits=tuple(self._without_folder(result) for result in results))
+
+    def _without_folder(self, result: LogitsResult) -> LogitsResult:
+        """Name files that were made for the runs without their folder, which is another one each time, and gone."""
+        runs = tuple(
+            replace(run, artifact=Path(run.artifact.name)) if run.artifact.is_relative_to(self._folder) else run
+            for run in result.runs
+        )
+        return replace(result, runs=runs)
 
     def _baseline(self, format_name: str) -> Path | None:
         if format_name not in self._baselines:

@@ -23,6 +23,7 @@ from gptoss_convert.errors import InputError
 from gptoss_convert.parallel import in_order
 from gptoss_convert.verify.declaration import Declaration
 from gptoss_convert.verify.differences import Differences, WorstBlock, differences
+from gptoss_convert.verify.layers import errors_by_layer
 
 STEP_BYTES = 1 << 20
 """Bytes of float32 values that are compared at once."""
@@ -204,6 +205,7 @@ class WeightsResult:
             "worst_tensor": None if self.worst is None else self.worst.name,
             "not_compared": list(self.not_compared),
             "manifest": None if self.declaration is None else self.declaration.as_dict(),
+            "layers": [item.as_dict() for item in errors_by_layer(self.tensors)],
             "tensors": [tensor.as_dict() for tensor in self.tensors],
         }
 

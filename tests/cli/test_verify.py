@@ -88,6 +88,13 @@ def test_one_faulty_artifact_of_several_exits_1_and_hides_nothing() -> None:
     assert "FAIL (file): artifact is unreadable, not readable: " in text
     assert "PASS: " in text
     assert text.index("cut.gguf") < text.index("FAIL (file)") < text.index("PASS: ")
+    overview = [line.split() for line in outcome.stdout.splitlines()[-4:]]
+    assert overview == [
+        ["FAIL,", "all", "artifacts"],
+        ["artifact", "format", "verdict", "numbers", "mean", "KL", "top-1"],
+        ["cut.gguf", "unreadable", "FAIL", "(file)", "-", "-", "-"],
+        ["model.gguf", "gguf", "PASS", "value-exact", "-", "-"],
+    ]
 
 
 def test_too_little_evidence_exits_1_unless_it_is_allowed() -> None:
@@ -258,10 +265,21 @@ def test_document_of_distributions_and_bisection() -> None:
     assert logits["noise_floor"] > 0
     assert [item["part"] for item in logits["comparisons"]] == ["total", "file"]
     assert [run["status"] for run in logits["runs"]] == ["completed", "completed"]
+    assert [(run["artifact"], run["runtime"], run["run"]) for run in found["conditions"]["runs"]] == [
+        (0, "reference", 0),
+        (0, "reference", 1),
+    ]
     assert artifact["bisection"]["finding"]["tensor"] == NORM
     changes = {change["name"]: change["value"] for change in found["policy"]["changes"]}
     assert changes == {"evidence.positions": 40, "evidence.prompts": 3}
     assert (found["prompts"]["prompts"], found["prompts"]["positions"]) == (3, 60)
+
+
+def test_documents_of_two_runs_differ_in_their_conditions_alone() -> None:
+    arguments = ("lossy.gguf", *OURS, *ENOUGH, "--max-tokens", "18")
+    first, second = (document(*arguments, exit_code=0) for _ in range(2))
+    assert first.pop("conditions") != second.pop("conditions")
+    assert first == second
 
 
 def test_document_of_a_missing_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
