@@ -42,6 +42,10 @@ from gptoss_convert.options import SectionedCommand, Size, common_options
     "--max-memory", type=Size(), metavar="SIZE", help="[resources] Memory for data in flight (default: 192MiB)."
 )
 @click.option(
+    "--report", type=click.Path(path_type=Path), metavar="DIR",
+    help="[reporting] Write report.json, report.md, report.xml and report.html to this folder (docs/reports.md).",
+)  # fmt: skip
+@click.option(
     "--annotate", type=click.Choice(["github"]),
     help="[reporting] Also print annotations, as this CI system shows them, for what failed.",
 )  # fmt: skip
@@ -59,6 +63,7 @@ def build(
     force: bool,
     jobs: int | None,
     max_memory: int | None,
+    report: Path | None,
     annotate: str | None,
     no_progress: bool,
     as_json: bool,
@@ -76,6 +81,7 @@ def build(
       gptoss-convert build release.toml -o dist --only gpt-oss-20b.gguf
     """
     from gptoss_convert.annotations import build_annotations
+    from gptoss_convert.commands.reporting import check_report, write_report
     from gptoss_convert.console_recipes import print_build
     from gptoss_convert.converters.execute import Resources
     from gptoss_convert.recipes.build import Papers
@@ -89,6 +95,9 @@ def build(
     if matrix:
         console.print_json(build_matrix(stated))
         return
+    if report is not None:
+        # That of an earlier build is replaced, as its manifest is.
+        check_report(report, (recipe, stated.source.path), replace=True)
     limits = {"jobs": jobs, "memory": max_memory}
     wanted = console.progress_is_wanted(quiet=quiet or as_json, no_progress=no_progress)
     result = make(
@@ -99,6 +108,8 @@ def build(
         papers=Papers(builder=builder, bill_of_materials=bom, signing_key=signing_key),
         say=console.say if wanted else lambda line: None,
     )
+    if report is not None:
+        write_report(report, result.document, (recipe, stated.source.path), replace=True)
     if as_json:
         console.print_json(result.as_dict())
     elif not quiet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,11 @@ from gptoss_convert.process import CHECK_FAILED, OVER_BUDGET
 @click.option(
     "--timeout", type=click.FloatRange(1), metavar="SECONDS", help="[measurement] For the child (default: none)."
 )
+@click.option(
+    "--report", type=click.Path(path_type=Path), metavar="DIR",
+    help="[reporting] Write report.json, report.md, report.xml and report.html to this folder (docs/reports.md).",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="[reporting] Replace files of an older report.")
 @common_options
 def footprint(
     artifact: Path,
@@ -78,6 +84,8 @@ def footprint(
     runtime: str | None,
     budgets: Sequence[str],
     with_measurement: bool,
+    report: Path | None,
+    force: bool,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -94,7 +102,10 @@ def footprint(
       gptoss-convert footprint gpt-oss-120b --as gguf --context 131072 --budget 80GB --device gpu
       gptoss-convert footprint gpt-oss-20b.gguf --context 16384 --measure
     """
+    from gptoss_convert.commands.reporting import check_report, write_report
     from gptoss_convert.console_footprint import print_footprint
+    from gptoss_convert.verify.conditions import Conditions as RunConditions
+    from gptoss_convert.verify.conditions import now, this_host
     from gptoss_convert.verify.footprint.footprint import MeasureOptions, take_footprint
     from gptoss_convert.verify.footprint.prediction import conditions_for, model_for
     from gptoss_convert.verify.footprint.profiles import find_budget
@@ -103,6 +114,9 @@ def footprint(
     only_measuring = {name: options[name] for name in ("prompt", "answer", "memory_limit", "timeout")}
     if not with_measurement and any(value is not None for value in only_measuring.values()):
         raise OptionError("--prompt, --answer, --memory-limit and --timeout are for --measure")
+    if report is not None:
+        check_report(report, (artifact,), replace=force)
+    started, created = time.monotonic(), now()
     device = options["device"]
     limits = [find_budget(budget, device) for budget in budgets]
     subject = open_subject(artifact, form)
@@ -126,6 +140,11 @@ def footprint(
             largest_error=options["largest_error"],
         )
     result = take_footprint(subject, model, how, budgets=limits, measuring=measuring)
+    if report is not None:
+        from gptoss_convert.report.memory import memory_document
+
+        run = RunConditions(created=created, seconds=round(time.monotonic() - started, 3), host=this_host())
+        write_report(report, memory_document(result, run), (artifact,), replace=force)
     if as_json:
         console.print_json(result.as_dict())
     elif not quiet:

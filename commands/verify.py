@@ -119,6 +119,7 @@ def verify(
       gptoss-convert verify gpt-oss-20b small.gguf --prompts full --report report
       gptoss-convert verify --against gpt-oss-20b.pack small.gguf
     """
+    from gptoss_convert.commands.reporting import check_report, write_report
     from gptoss_convert.console_verification import print_verification
     from gptoss_convert.formats import open_checkpoint
     from gptoss_convert.verify.judgement import Outcome
@@ -138,14 +139,16 @@ def verify(
     if pack is not None:
         reference, artifacts = pack, _required(paths, "ARTIFACT...")
         _require_what_a_pack_allows(prompts, max_tokens, with_bisection=with_bisection)
-        _check_report(report, (pack, *artifacts), replace=force)
+        if report is not None:
+            check_report(report, (pack, *artifacts), replace=force)
         packed = read_pack(pack)
         checkpoint, loaded = packed.model, packed.prompts
         compare = partial(verify_against, packed)
     else:
         reference, *rest = _required(paths, "REFERENCE")
         artifacts = _required(rest, "ARTIFACT...")
-        _check_report(report, (reference, *artifacts), replace=force)
+        if report is not None:
+            check_report(report, (reference, *artifacts), replace=force)
         checkpoint = open_checkpoint(reference)
         compare = partial(verify_artifacts, checkpoint)
         if with_bisection or not only_weights:
@@ -178,7 +181,7 @@ def verify(
         say = console.say if wanted else lambda line: None
         result = compare(artifacts, verify_options, progress=progress, say=say)
     if report is not None:
-        _write_report(report, result, (reference, *artifacts), replace=force)
+        write_report(report, result.as_dict(), (reference, *artifacts), replace=force)
     if options["as_json"]:
         console.print_json(result.as_dict())
     elif not options["quiet"]:
@@ -202,17 +205,3 @@ def _require_what_a_pack_allows(prompts: str | None, max_tokens: int | None, *, 
                 f"{name} needs the reference itself: a pack has the prompts that it was recorded with",
                 hint="leave it out, or record the reference with other prompts",
             )
-
-
-def _check_report(folder: Path | None, inputs: Sequence[Path], *, replace: bool) -> None:
-    """Refuse a folder for the report that cannot be written to, before hours are spent on what it tells."""
-    if folder is not None:
-        from gptoss_convert.report.writing import ReportFolder
-
-        ReportFolder(folder=folder, replace=replace, inputs=tuple(inputs)).check()
-
-
-def _write_report(folder: Path, result: Any, inputs: Sequence[Path], *, replace: bool) -> None:
-    from gptoss_convert.report.writing import ReportFolder
-
-    ReportFolder(folder=folder, replace=replace, inputs=tuple(inputs)).write(result.as_dict())

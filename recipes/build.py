@@ -19,20 +19,28 @@ from gptoss_convert.converters.output import check_destination, new_files
 from gptoss_convert.converters.plan import Plan, PlannedFile
 from gptoss_convert.errors import GptossConvertError, OutputError, UnsupportedError
 from gptoss_convert.recipes.bom import bill_of_materials
+from gptoss_convert.recipes.footprint import footprint_of
 from gptoss_convert.recipes.manifest import artifact_facts, build_manifest, serialise_manifest
 from gptoss_convert.recipes.provenance import provenance
 from gptoss_convert.recipes.recipe import ArtifactRecipe, Recipe, VerifyRecipe
 from gptoss_convert.recipes.signing import SIGNATURE, require_signing, sign_folder
 from gptoss_convert.recipes.source import OpenSource, open_source
 from gptoss_convert.recipes.state import STATE, Built, artifact_key, hashed_sources, read_state, written_files
+from gptoss_convert.report.memory import memory_entries
+from gptoss_convert.verify.conditions import Conditions, measured_runs, now, this_host
 from gptoss_convert.verify.declaration import LARGEST_MANIFEST
+from gptoss_convert.verify.footprint.footprint import Footprint
 from gptoss_convert.verify.judgement import Outcome
-from gptoss_convert.verify.policy import Policy, read_policy
+from gptoss_convert.verify.logits import LogitsResult
+from gptoss_convert.verify.policy import Policy, default_policy, read_policy
 from gptoss_convert.verify.prompts import PromptSet, load_prompts
 from gptoss_convert.verify.runs import Say
+from gptoss_convert.verify.structure import unreadable_structure
+from gptoss_convert.verify.verdict import Verdict
 from gptoss_convert.verify.verification import (
     ArtifactResult,
     LogitsOptions,
+    Verification,
     VerifyOptions,
     verify_artifacts,
 )
@@ -97,6 +105,8 @@ class BuildResult:
     folder: Path
     manifest: Path
     artifacts: tuple[BuiltArtifact, ...]
+    document: Mapping[str, Any]
+    """What reports are made of: a verification of all artifacts, as docs/verification.schema.json describes it."""
 
     @property
     def exit_code(self) -> int:
@@ -183,16 +193,18 @@ def build(
     with _reported(folder):
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
+    started, created = time.monotonic(), now()
     state = read_state(folder)
     source = open_source(recipe.source)
     judge = _Judge.of(recipe.verify, source)
     done: dict[str, BuiltArtifact] = {}
+    logits: dict[str, tuple[LogitsResult, ...]] = {}
     written: list[_Written] = []
     for artifact in recipe.artifacts:
         output = folder / artifact.output
         try:
             plan = _with_manifest(source.plan(artifact, folder))
-            key = artifact_key(plan, artifact, recipe.verify)
+            key = artifact_key(plan, artifact, recipe.verify, recipe.footprint)
             known = state.built.get(artifact.name)
             if known is not None and known.is_current(key, folder):
                 say(f"{artifact.name} is up to date")
@@ -209,7 +221,8 @@ def build(
             say(f"{artifact.name} could not be made: {error}")
             done[artifact.name] = BuiltArtifact(name=artifact.name, output=output, built=None, error=error)
     for item, result in judge.judged(written, say):
-        made = _built(item, result, folder)
+        made = _built(item, result, footprint_of(item.plan.output, recipe.footprint), folder)
+        logits[item.recipe.name] = result.logits
         done[item.recipe.name] = BuiltArtifact(
             name=item.recipe.name, output=item.plan.output, built=made, is_new=True, seconds=item.seconds
         )
@@ -221,7 +234,13 @@ def build(
     manifest = build_manifest(recipe, source.checkpoint, state.sources, [_facts(item) for item in artifacts])
     _save(folder / MANIFEST, serialise_manifest(manifest))
     _write_papers(folder, papers, manifest)
-    return BuildResult(folder=folder, manifest=folder / MANIFEST, artifacts=artifacts)
+    conditions = Conditions(created=created, seconds=round(time.monotonic() - started, 3), host=this_host())
+    return BuildResult(
+        folder=folder,
+        manifest=folder / MANIFEST,
+        artifacts=artifacts,
+        document=judge.document(artifacts, logits, conditions),
+    )
 
 
 def _write_papers(folder: Path, papers: Papers, manifest: Mapping[str, Any]) -> None:
@@ -322,6 +341,38 @@ class _Judge:
             verification = verify_artifacts(self.source.reference, paths, options, say=say)
             yield from zip(items, verification.artifacts, strict=True)
 
+    def document(
+        self,
+        artifacts: Sequence[BuiltArtifact],
+        logits: Mapping[str, tuple[LogitsResult, ...]],
+        conditions: Conditions,
+    ) -> dict[str, Any]:
+        """Return a verification of all artifacts: of those that were made now, earlier, and not at all.
+
+        Args:
+            artifacts: all of them.
+            logits: what runtimes made of those that were made now, by name.
+            conditions: of this build.
+        """
+        reference, policy = self.source.reference, self.policy or default_policy()
+        frame = Verification(
+            reference=reference.path,
+            reference_format=reference.format,
+            pack=None,
+            prompts=self.prompts,
+            policy=policy,
+            changes=policy.changes(),
+            artifacts=(),
+            conditions=conditions,
+        ).as_dict()
+        measured = measured_runs([logits.get(item.name, ()) for item in artifacts])
+        return frame | {
+            "outcome": str(Outcome.worst(item.outcome for item in artifacts)),
+            "artifacts": [_judged(item) for item in artifacts],
+            "memory": [dict(entry) for item in artifacts if item.built for entry in item.built.memory],
+            "conditions": conditions.as_dict() | {"runs": measured},
+        }
+
     def _logits(self, runtimes: tuple[str, ...]) -> LogitsOptions | None:
         if self.prompts is None:
             return None
@@ -334,10 +385,35 @@ class _Judge:
         )
 
 
-def _built(item: _Written, result: ArtifactResult, folder: Path) -> Built:
+def _judged(item: BuiltArtifact) -> dict[str, Any]:
+    """Return what a document says of an artifact; one that was not made is one that cannot be read."""
+    if item.built is not None:
+        return dict(item.built.verification)
+    assert item.error is not None
+    verdict = Verdict(outcome=Outcome.FAIL, cause=None, reason=f"it could not be made: {item.error}")
+    structure = unreadable_structure(item.error)
+    return ArtifactResult(
+        path=item.output,
+        format=None,
+        profile=None,
+        structure=structure,
+        weights=None,
+        logits=(),
+        bisection=None,
+        verdict=verdict,
+    ).as_dict()
+
+
+def _built(item: _Written, result: ArtifactResult, footprint: Footprint | None, folder: Path) -> Built:
     files = written_files(folder, item.files)
-    facts = artifact_facts(item.recipe, item.plan, item.report, files, result)
-    return Built(key=item.key, files=files, facts=facts, verification=result.as_dict())
+    facts = artifact_facts(item.recipe, item.plan, item.report, files, result, footprint)
+    return Built(
+        key=item.key,
+        files=files,
+        facts=facts,
+        verification=result.as_dict(),
+        memory=() if footprint is None else tuple(memory_entries(footprint)),
+    )
 
 
 def _facts(item: BuiltArtifact) -> dict[str, Any]:

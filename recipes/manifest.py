@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gptoss_convert.converters.plan import Plan
     from gptoss_convert.recipes.recipe import ArtifactRecipe, Recipe
     from gptoss_convert.recipes.state import HashedFile
+    from gptoss_convert.verify.footprint.footprint import Footprint
+    from gptoss_convert.verify.footprint.verdict import Verdict
     from gptoss_convert.verify.verification import ArtifactResult
 
 VERSION = 1
@@ -30,7 +32,12 @@ KIND = "build"
 
 
 def artifact_facts(
-    artifact: ArtifactRecipe, plan: Plan, report: Report, files: Sequence[HashedFile], result: ArtifactResult
+    artifact: ArtifactRecipe,
+    plan: Plan,
+    report: Report,
+    files: Sequence[HashedFile],
+    result: ArtifactResult,
+    footprint: Footprint | None,
 ) -> dict[str, Any]:
     """Return what the manifest says of an artifact that was made and judged."""
     return {
@@ -50,6 +57,20 @@ def artifact_facts(
             "weights": None if result.weights is None else result.weights.passed,
             "runtimes": {item.runtime: item.verdict.as_dict() for item in result.logits},
         },
+        "footprint": [] if footprint is None else [_fit(footprint, verdict) for verdict in footprint.verdicts],
+    }
+
+
+def _fit(footprint: Footprint, verdict: Verdict) -> dict[str, Any]:
+    prediction = verdict.prediction
+    return {
+        "device": verdict.budget.name,
+        "runtime": footprint.prediction.runtime,
+        "context": prediction.conditions.context,
+        "needed": prediction.needed,
+        "available": verdict.budget.available,
+        "verdict": str(verdict.fit),
+        "largest_context": verdict.largest_context,
     }
 
 

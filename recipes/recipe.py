@@ -51,6 +51,11 @@ class _Verify(_Section, frozen=True):
     timeout: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 
+class _Footprint(_Section, frozen=True):
+    devices: tuple[Name, ...] = ()
+    context: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
 class _Artifact(_Section, frozen=True):
     to: str
     output: str
@@ -64,6 +69,7 @@ class _Recipe(_Section, frozen=True):
     source: _Source
     artifacts: Annotated[tuple[_Artifact, ...], msgspec.Meta(min_length=1, max_length=MOST_ARTIFACTS)]
     verify: _Verify = _Verify()
+    footprint: _Footprint = _Footprint()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +97,16 @@ class VerifyRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FootprintRecipe:
+    """Which devices it is asked about whether artifacts fit."""
+
+    devices: tuple[str, ...]
+    """Names of profiles, or sizes."""
+    context: int | None
+    """Tokens that there has to be room for."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArtifactRecipe:
     """One artifact."""
 
@@ -110,6 +126,7 @@ class Recipe:
     path: Path
     source: SourceRecipe
     verify: VerifyRecipe
+    footprint: FootprintRecipe
     artifacts: tuple[ArtifactRecipe, ...]
 
     def only(self, names: tuple[str, ...]) -> Recipe:
@@ -144,6 +161,7 @@ def read_recipe(path: Path) -> Recipe:
         raise InputError(error.what, file=path, found=error.found, expected=error.expected) from None
     _require_different("name", [item.name for item in artifacts], path)
     _require_different("output", [item.output for item in artifacts], path)
+    _require_known_devices(stated.footprint.devices, path)
     folder = path.parent
     source, verify = stated.source, stated.verify
     if source.adapter is not None and verify.prompts is not None:
@@ -169,6 +187,7 @@ def read_recipe(path: Path) -> Recipe:
             threads=verify.threads,
             timeout=verify.timeout,
         ),
+        footprint=FootprintRecipe(devices=stated.footprint.devices, context=stated.footprint.context),
         artifacts=artifacts,
     )
 
@@ -213,6 +232,16 @@ def _require_different(what: str, names: Sequence[str], path: Path) -> None:
     for name in names:
         if folded.count(name.casefold()) > 1:
             raise InputError(f"two artifacts with the same {what}", file=path, found=name)
+
+
+def _require_known_devices(devices: Sequence[str], path: Path) -> None:
+    from gptoss_convert.verify.footprint.profiles import find_budget
+
+    for device in devices:
+        try:
+            find_budget(device)
+        except OptionError as error:
+            raise InputError(error.what, file=path, found=error.found, expected=error.expected) from None
 
 
 def _beside(folder: Path, name: str | None) -> Path | None:

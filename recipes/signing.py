@@ -9,6 +9,8 @@ from gptoss_convert.errors import InputError, OutputError, UnsupportedError, Ver
 from gptoss_convert.recipes.state import STATE
 
 SIGNATURE = "model.sig"
+NOT_SIGNED = (SIGNATURE, STATE, "report")
+"""What is in the folder of a build and is no part of what it delivers."""
 
 
 def _library() -> ModuleType:
@@ -50,7 +52,7 @@ def sign_folder(folder: Path, key: Path) -> Path:
     path = folder / SIGNATURE
     try:
         path.unlink(missing_ok=True)
-        config = hashing.Config().set_ignored_paths(paths=[SIGNATURE, STATE])
+        config = hashing.Config().set_ignored_paths(paths=NOT_SIGNED)
         signer = signing.Config().use_elliptic_key_signer(private_key=key).set_hashing_config(config)
         signer.sign(folder, path)
     except OSError as error:
@@ -77,7 +79,7 @@ def require_signature(folder: Path, key: Path) -> None:
     for file, what in ((path, "signature"), (key, "key")):
         if not file.is_file():
             raise InputError(f"no such {what}", file=file)
-    config = hashing.Config().set_ignored_paths(paths=[SIGNATURE, STATE])
+    config = hashing.Config().set_ignored_paths(paths=NOT_SIGNED)
     try:
         verifier = verifying.Config().use_elliptic_key_verifier(public_key=key)
     except ValueError as error:

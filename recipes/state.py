@@ -19,7 +19,7 @@ from gptoss_convert.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from gptoss_convert.converters.plan import Plan
-    from gptoss_convert.recipes.recipe import ArtifactRecipe, VerifyRecipe
+    from gptoss_convert.recipes.recipe import ArtifactRecipe, FootprintRecipe, VerifyRecipe
 
 STATE = "build-state.json"
 VERSION = 1
@@ -66,6 +66,7 @@ class _Built(msgspec.Struct, frozen=True):
     files: list[_File]
     facts: dict[str, Any]
     verification: dict[str, Any]
+    memory: list[dict[str, Any]] = []
 
 
 class _State(msgspec.Struct, frozen=True):
@@ -86,6 +87,8 @@ class Built:
     """What the manifest says of it."""
     verification: Mapping[str, Any]
     """Everything that was found out about it, for reports."""
+    memory: Sequence[Mapping[str, Any]] = ()
+    """What was found out about its memory, for reports."""
 
     def is_current(self, key: str, folder: Path) -> bool:
         """Whether it is what a build with `key` would make again."""
@@ -94,7 +97,13 @@ class Built:
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as JSON-ready data."""
         files = [file.as_dict() for file in self.files]
-        return {"key": self.key, "files": files, "facts": dict(self.facts), "verification": dict(self.verification)}
+        return {
+            "key": self.key,
+            "files": files,
+            "facts": dict(self.facts),
+            "verification": dict(self.verification),
+            "memory": [dict(entry) for entry in self.memory],
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,14 +164,16 @@ def read_state(folder: Path) -> BuildState:
 
 def _as_built(item: _Built) -> Built:
     files = tuple(map(_as_hashed, item.files))
-    return Built(key=item.key, files=files, facts=item.facts, verification=item.verification)
+    return Built(
+        key=item.key, files=files, facts=item.facts, verification=item.verification, memory=tuple(item.memory)
+    )
 
 
 def _as_hashed(file: _File) -> HashedFile:
     return HashedFile(name=file.name, nbytes=file.nbytes, mtime_ns=file.mtime_ns, sha256=file.sha256)
 
 
-def artifact_key(plan: Plan, artifact: ArtifactRecipe, verify: VerifyRecipe) -> str:
+def artifact_key(plan: Plan, artifact: ArtifactRecipe, verify: VerifyRecipe, footprint: FootprintRecipe) -> str:
     """Return a digest of everything that the artifact and its verdict depend on.
 
     That is the version of this program, the options, the whole plan with the headers of all files, how it is
@@ -176,7 +187,7 @@ def artifact_key(plan: Plan, artifact: ArtifactRecipe, verify: VerifyRecipe) -> 
     for entry in facts["files"]:
         del entry["path"]  # the folder may move
     del facts["source"], facts["files_made_at_the_end"]
-    for part in (__version__, repr(artifact), repr(verify), json.dumps(facts, sort_keys=True)):
+    for part in (__version__, repr(artifact), repr(verify), repr(footprint), json.dumps(facts, sort_keys=True)):
         digest.update(f"{len(part)}:{part}".encode("utf-8", "surrogatepass"))
     for file in plan.files:
         digest.update(hashlib.sha256(file.header).digest())

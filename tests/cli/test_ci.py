@@ -70,8 +70,18 @@ def test_the_action_builds(job: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (job / "GITHUB_OUTPUT").read_text() == "manifest=dist/manifest.json\n"
     assert {path.name for path in (job / "dist").iterdir()} >= {
-        "model.gguf", "bf16", "manifest.json", "provenance.json", "bom.json"
+        "model.gguf", "bf16", "manifest.json", "provenance.json", "bom.json", "report"
     }  # fmt: skip
+
+
+def test_the_action_adds_the_report_to_the_summary_of_the_job(job: Path) -> None:
+    (job / "release.toml").write_text(RECIPE + BROKEN)
+    run_step(step_named("Build"), job, {"recipe": "release.toml"})
+    assert run_step(step_named("Summary"), job, {}).returncode == 0
+    summary = (job / "GITHUB_STEP_SUMMARY").read_text()
+    assert "| `" + str(job / "dist" / "model.gguf") + "` | gguf | **PASS** |" in summary
+    assert "no.gguf" in summary
+    assert "**FAIL**" in summary
 
 
 def test_the_action_makes_the_artifacts_of_its_job_only(job: Path) -> None:

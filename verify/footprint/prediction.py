@@ -94,6 +94,11 @@ class Prediction:
         return max(self._sum("needed", phase) for phase in (Phase.LOAD, Phase.RUN))
 
     @property
+    def parts_at_peak(self) -> list[Part]:
+        """The parts that make up `needed`."""
+        return self._parts_at(max((Phase.RUN, Phase.LOAD), key=lambda phase: self._sum("needed", phase)))
+
+    @property
     def resident(self) -> int:
         """Bytes that the process is seen to have at its peak where nothing presses."""
         return max(self._sum("resident", phase) for phase in (Phase.LOAD, Phase.RUN))

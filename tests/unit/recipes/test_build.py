@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 import gptoss_convert as gc
@@ -13,8 +14,10 @@ from gptoss_convert.recipes.build import BuildResult, build
 from gptoss_convert.recipes.check import FileState, check_manifest
 from gptoss_convert.recipes.matrix import build_matrix
 from gptoss_convert.recipes.recipe import read_recipe
+from gptoss_convert.report import render_report
 from tests.support.conversions import TINY
 
+SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "verification.schema.json").read_text(encoding="utf-8"))
 RECIPE = """
 version = 1
 source.path = "model"
@@ -194,6 +197,29 @@ def test_a_check_reads_nothing_outside_of_the_folder(name: str, tmp_path: Path) 
 def test_the_manifest_of_a_single_conversion_can_be_checked(tmp_path: Path) -> None:
     gc.convert(TINY, tmp_path / "model.gguf", "gguf", manifest=True)
     assert check_manifest(tmp_path / "model.gguf.manifest.json").passed
+
+
+def test_a_report_tells_of_all_artifacts_whenever_they_were_made(bench: Bench) -> None:
+    bench.recipe.write_text(RECIPE + BROKEN)
+    made, again = bench.build(), bench.build()
+    for result in (made, again):
+        jsonschema.validate(result.document, SCHEMA)
+        assert set(render_report(result.document)) == {"report.json", "report.md", "report.xml", "report.html"}
+    verdicts = [(Path(item["path"]).name, item["verdict"]["outcome"]) for item in again.document["artifacts"]]
+    assert verdicts == [("model.gguf", "pass"), ("original", "pass"), ("impossible.gguf", "fail")]
+    different = {"conditions"}
+    assert {k: v for k, v in made.document.items() if k not in different} == {
+        k: v for k, v in again.document.items() if k not in different
+    }
+
+
+def test_devices_are_judged_by_the_footprint_of_each_artifact(bench: Bench) -> None:
+    bench.recipe.write_text('footprint = {devices = ["laptop-16gb", "10MB"], context = 512}\n' + RECIPE)
+    manifest = json.loads(bench.build().manifest.read_text())
+    fits = [(item["device"], item["verdict"], item["context"]) for item in manifest["artifacts"][0]["footprint"]]
+    assert [(device, context) for device, _, context in fits] == [("laptop-16gb", 512), ("10MB", 512)]
+    assert fits[0][1] != fits[1][1]
+    assert manifest["artifacts"][1]["footprint"] == []  # nothing but OpenAI's own code loads this layout
 
 
 def test_the_matrix_has_a_job_per_artifact(finished: Bench) -> None:
