@@ -1,8 +1,8 @@
 """Quantisation to MXFP4 by the kernel in C, which leaves only unusual blocks to numpy.
 
 The kernel works in float arithmetic that is exact wherever a decision depends on it (`kernels/mxfp4_quantise.h`).
-Blocks at the ends of the range, with a scale that is named but neither of the two that rules choose between, or with
-the least error at a third one, are quantised number by number (`encodings.mxfp4_blocks`), as they are in numpy.
+Blocks at the ends of the range, with a scale that is named but neither of the two that rules choose between, or
+with the least error at a third one, are quantised number by number (`encodings.mxfp4_blocks`), as they are in numpy.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ what each would do; only the least squared error may need another. A larger scal
 blocks are rare, and are looked for only where what the others lose or could win does not rule them out.
 
 Where kernels in C are installed (`kernels`) they do the work. Otherwise a matrix is cut into tiles
-(`encodings.mxfp4_tiles`), and what its numbers become is put together in columns. Codes and scales are the same bytes
-either way; sums of errors may differ in their last digits, since numbers are added in another order.
+(`encodings.mxfp4_tiles`), and what its numbers become is put together in columns. Codes and scales are the same
+bytes either way; sums of errors may differ in their last digits, since numbers are added in another order.
 """
 
 from __future__ import annotations

@@ -1,17 +1,19 @@
 """Kernels in C, for which numpy takes many passes over the memory.
 
-`native.c` is compiled when the package is built, for the stable ABI of Python: one wheel for all versions. Where there
-is no compiler, installing goes on without it, and the callers of `NATIVE` do the same work in numpy, with the same
-bytes. `GPTOSS_CONVERT_KERNELS=numpy` in the environment chooses that too.
+`native.c` is compiled when the package is built, for the stable ABI of Python: one wheel for all versions. Where
+there is no compiler, installing goes on without it, and the callers of `NATIVE` do the same work in numpy, with the
+same bytes. `GPTOSS_CONVERT_KERNELS=numpy` in the environment chooses that too.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 VARIABLE = "GPTOSS_CONVERT_KERNELS"
 
@@ -43,6 +45,36 @@ class Native(Protocol):
             codes: `[rows, columns / 2]`, C-contiguous; is set.
             scales: `[rows, blocks]`, C-contiguous; is set.
             odd: `[rows, blocks]`, C-contiguous; is set to 1 for blocks that remain to be quantised.
+        """
+
+    def decode_columns(
+        self,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.uint8],
+        pairs: NDArray[np.uint32],
+        stored: NDArray[np.uint16],
+        /,
+    ) -> bool:
+        """Decode MXFP4 to the bits of bfloat16 in columns, and return whether all numbers are finite.
+
+        Args:
+            codes: `[rows, columns / 2]`, C-contiguous.
+            scales: `[rows, blocks]`, C-contiguous.
+            pairs: `[65536]`: two numbers for every `scale << 8 | byte`.
+            stored: `[columns, rows]`, C-contiguous; is set.
+        """
+
+    def join_pairs(self, json: Buffer, /) -> bytes | None:
+        r"""Return `left right\n` for each pair of a JSON array of pairs of strings, as UTF-8 if `json` is.
+
+        None for anything else, and for strings with blanks, control characters or rare escapes.
+        """
+
+    def prefix_lengths(self, texts: Buffer, /) -> bytes:
+        """Return texts, each of which ends with a zero byte, with their lengths (uint64) before them.
+
+        Raises:
+            ValueError: the last one has no end.
         """
 
 

@@ -10,7 +10,6 @@
 #include <Python.h>
 
 #include <float.h>
-#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -39,6 +38,7 @@ enum {
     BLOCK = 32,
     LANES = 32,
     WORDS = BLOCK / 8,
+    GATHERED = 16 * LANES,
     BINADE = 128,
     NOT_NAMED = 255,
     LEAST_EXPONENT = 26,
@@ -96,6 +96,15 @@ struct figures {
     int64_t clipped_values, clipped_blocks, kept_blocks, odd_blocks;
     int not_finite;
 };
+
+/* Copy up to a few kilobytes, for which compilers that know the bound choose an instruction that starts slowly. */
+VECTORISED static void copy_run(void *target, const void *source, size_t size) {
+    size_t done = 0;
+    for (; done + 64 <= size; done += 64)
+        memcpy((char *)target + done, (const char *)source + done, 64);
+    for (; done < size; done++)
+        ((char *)target)[done] = ((const char *)source)[done];
+}
 
 struct matrix {
     const char *values;
@@ -231,7 +240,6 @@ static void quantise_tile(struct tile *tile, int lanes, int wide, int least_rais
  * memory is read in longer runs than a tile has. */
 static void quantise_matrix(const struct matrix *matrix, int least_raised, const uint8_t *named, uint8_t *codes,
                             uint8_t *scales, uint8_t *odd, struct figures *figures) {
-    enum { GATHERED = 16 * LANES };
     struct tile tile;
     char gathered[BLOCK * GATHERED * 4];
     Py_ssize_t blocks = matrix->columns / BLOCK, size = matrix->wide ? 4 : 2;
@@ -244,7 +252,7 @@ static void quantise_matrix(const struct matrix *matrix, int least_raised, const
             Py_ssize_t column_stride = matrix->column_stride;
             if (in_columns) {
                 for (int i = 0; i < BLOCK; i++)
-                    memcpy(gathered + i * GATHERED * size, source + i * column_stride, (size_t)(rows * size));
+                    copy_run(gathered + i * GATHERED * size, source + i * column_stride, (size_t)(rows * size));
                 source = gathered;
                 column_stride = GATHERED * size;
             }
@@ -339,8 +347,230 @@ done:
     return result;
 }
 
+/* --- decoding ------------------------------------------------------------------------------------------------ */
+
+/* Set LANES of `columns` to the bits of bfloat16 of blocks whose codes are zero or normal numbers.
+ *
+ * For a code with magnitude m of 2 or more and a scale s, exponent and mantissa are (m << 6) + ((s - 1) << 7); m = 1 is
+ * 1/2, which leaves the first term out. */
+VECTORISED static void decode_tile(const uint32_t words[WORDS][LANES], const uint8_t scales[LANES],
+                                   uint16_t (*columns)[GATHERED]) {
+    uint32_t exponents[LANES];
+    for (int l = 0; l < LANES; l++)
+        exponents[l] = (uint32_t)(scales[l] - 1) << 7;
+    for (int word = 0; word < WORDS; word++)
+        for (int j = 0; j < 8; j++)
+            for (int l = 0; l < LANES; l++) {
+                uint32_t code = words[word][l] >> (4 * j), size = code & 7;
+                uint32_t bits = exponents[l] + (size > 1 ? size << 6 : 0);
+                columns[8 * word + j][l] = (uint16_t)((size ? bits : 0) | (code & 8) << 12);
+            }
+}
+
+/* Decode [rows, columns] into `stored` [columns, rows]; return whether all numbers are finite. Columns are gathered
+ * for many rows of a block, since memory is written in longer runs than a tile has. */
+static int decode_matrix(const uint8_t *codes, const uint8_t *scales, const uint32_t *pairs, uint16_t *stored,
+                         Py_ssize_t rows, Py_ssize_t blocks) {
+    enum { LEAST_NORMAL = 2, LARGEST_FINITE = 252 };
+    static const uint16_t special = 0x7F80;
+    uint16_t gathered[BLOCK][GATHERED];
+    int finite = 1;
+    for (Py_ssize_t first = 0; first < rows; first += GATHERED) {
+        Py_ssize_t count = rows - first < GATHERED ? rows - first : GATHERED;
+        for (Py_ssize_t block = 0; block < blocks; block++) {
+            for (Py_ssize_t row = 0; row < count; row += LANES) {
+                int lanes = count - row < LANES ? (int)(count - row) : LANES;
+                uint32_t words[WORDS][LANES] = {{0}};
+                uint8_t few[LANES];
+                uint16_t (*columns)[GATHERED] = (uint16_t (*)[GATHERED])&gathered[0][row];
+                int plain = 1;
+                memset(few, LEAST_NORMAL, sizeof few);
+                for (int l = 0; l < lanes; l++) {
+                    Py_ssize_t place = (first + row + l) * blocks + block;
+                    few[l] = scales[place];
+                    plain &= few[l] >= LEAST_NORMAL && few[l] <= LARGEST_FINITE;
+                    for (int word = 0; word < WORDS; word++)
+                        memcpy(&words[word][l], codes + place * (BLOCK / 2) + 4 * word, 4);
+                }
+                if (plain)
+                    decode_tile((const uint32_t (*)[LANES])words, few, columns);
+                else
+                    for (int l = 0; l < lanes; l++)
+                        for (int j = 0; j < BLOCK / 2; j++) {
+                            uint32_t pair = pairs[few[l] << 8 | (words[j / 4][l] >> (8 * (j % 4)) & 255)];
+                            columns[2 * j][l] = (uint16_t)pair;
+                            columns[2 * j + 1][l] = (uint16_t)(pair >> 16);
+                            finite &= (pair & special) != special && (pair >> 16 & special) != special;
+                        }
+            }
+            for (int i = 0; i < BLOCK; i++)
+                copy_run(stored + (block * BLOCK + i) * rows + first, gathered[i], 2 * (size_t)count);
+        }
+    }
+    return finite;
+}
+
+static const char decode_columns_doc[] =
+    "decode_columns(codes, scales, pairs, stored)\n--\n\n"
+    "Decode MXFP4 `codes` [rows, columns / 2] and `scales` [rows, blocks] to bits of bfloat16 in `stored` [columns, rows].\n\n"
+    "`pairs` is uint32 [65536]: the two numbers for every `scale << 8 | byte`. Returns whether all numbers are finite.";
+
+static PyObject *decode_columns(PyObject *self, PyObject *args) {
+    PyObject *objects[4], *result = NULL;
+    Py_buffer buffers[4];
+    int held = 0, finite;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OOOO", &objects[0], &objects[1], &objects[2], &objects[3]))
+        return NULL;
+    for (; held < 4; held++)
+        if (PyObject_GetBuffer(objects[held], &buffers[held],
+                               held == 3 ? PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE : PyBUF_C_CONTIGUOUS) < 0)
+            goto done;
+    Py_ssize_t rows = buffers[1].ndim == 2 ? buffers[1].shape[0] : -1;
+    Py_ssize_t blocks = buffers[1].ndim == 2 ? buffers[1].shape[1] : -1;
+    if (!is_bytes(&buffers[0], rows, blocks * (BLOCK / 2)) || !is_bytes(&buffers[1], rows, blocks) ||
+        buffers[2].len != 65536 * 4 || buffers[3].ndim != 2 || buffers[3].itemsize != 2 ||
+        buffers[3].shape[0] != blocks * BLOCK || buffers[3].shape[1] != rows) {
+        PyErr_SetString(PyExc_ValueError, "shapes do not fit each other");
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    finite = decode_matrix(buffers[0].buf, buffers[1].buf, buffers[2].buf, buffers[3].buf, rows, blocks);
+    Py_END_ALLOW_THREADS
+    result = PyBool_FromLong(finite);
+done:
+    while (held > 0)
+        PyBuffer_Release(&buffers[--held]);
+    return result;
+}
+
+/* --- strings ------------------------------------------------------------------------------------------------- */
+
+struct text {
+    const unsigned char *next, *end;
+};
+
+static void skip_space(struct text *text) {
+    while (text->next < text->end &&
+           (*text->next == ' ' || *text->next == '\n' || *text->next == '\t' || *text->next == '\r'))
+        text->next++;
+}
+
+/* Take one character between spaces; return whether it was there. */
+static int take(struct text *text, unsigned char character) {
+    skip_space(text);
+    if (text->next == text->end || *text->next != character)
+        return 0;
+    text->next++;
+    skip_space(text);
+    return 1;
+}
+
+/* Append a JSON string to `out`, which has room. Returns NULL for one with blanks, control characters, or escapes
+ * other than of quotes and slashes. */
+static unsigned char *take_token(struct text *text, unsigned char *out) {
+    if (text->next == text->end || *text->next++ != '"')
+        return NULL;
+    while (text->next < text->end) {
+        unsigned char character = *text->next++;
+        if (character == '"')
+            return out;
+        if (character <= ' ')
+            return NULL;
+        if (character == '\\') {
+            if (text->next == text->end || (*text->next != '"' && *text->next != '\\' && *text->next != '/'))
+                return NULL;
+            character = *text->next++;
+        }
+        *out++ = character;
+    }
+    return NULL;
+}
+
+/* Write `left right\n` for each pair of a JSON array of pairs of strings; every pair is shorter than its JSON text.
+ * Returns the end of what was written, NULL for other text. */
+static unsigned char *join_all(struct text text, unsigned char *out) {
+    if (!take(&text, '['))
+        return NULL;
+    if (!take(&text, ']')) {
+        do {
+            if (!take(&text, '[') || !(out = take_token(&text, out)))
+                return NULL;
+            *out++ = ' ';
+            if (!take(&text, ',') || !(out = take_token(&text, out)) || !take(&text, ']'))
+                return NULL;
+            *out++ = '\n';
+        } while (take(&text, ','));
+        if (!take(&text, ']'))
+            return NULL;
+    }
+    return text.next == text.end ? out : NULL;
+}
+
+static const char join_pairs_doc[] =
+    "join_pairs(json)\n--\n\n"
+    "Return `left right\\n` for each pair of a JSON array of pairs of strings, as UTF-8 if `json` is.\n\n"
+    "Returns None for anything else, and for strings with blanks, control characters or rare escapes.";
+
+static PyObject *join_pairs(PyObject *self, PyObject *object) {
+    Py_buffer json;
+    PyObject *result = NULL;
+    (void)self;
+    if (PyObject_GetBuffer(object, &json, PyBUF_SIMPLE) < 0)
+        return NULL;
+    unsigned char *joined = PyMem_Malloc((size_t)json.len + 1);
+    if (joined == NULL) {
+        PyErr_NoMemory();
+    } else {
+        const unsigned char *first = json.buf;
+        struct text text = {first, first + json.len};
+        const unsigned char *end = join_all(text, joined);
+        result = end == NULL ? Py_NewRef(Py_None) : PyBytes_FromStringAndSize((char *)joined, end - joined);
+        PyMem_Free(joined);
+    }
+    PyBuffer_Release(&json);
+    return result;
+}
+
+static const char prefix_lengths_doc[] =
+    "prefix_lengths(texts)\n--\n\n"
+    "Return the texts of which each ends with a zero byte, with their lengths (uint64, little endian) before them.";
+
+static PyObject *prefix_lengths(PyObject *self, PyObject *object) {
+    Py_buffer texts;
+    PyObject *result = NULL;
+    (void)self;
+    if (PyObject_GetBuffer(object, &texts, PyBUF_SIMPLE) < 0)
+        return NULL;
+    const char *first = texts.buf, *end = first + texts.len;
+    Py_ssize_t count = 0;
+    for (const char *at = first; at < end; at++)
+        count += *at == 0;
+    if (texts.len > 0 && end[-1] != 0)
+        PyErr_SetString(PyExc_ValueError, "the last text has no end");
+    else if (count > (PY_SSIZE_T_MAX - texts.len) / 8)
+        PyErr_NoMemory();
+    else
+        result = PyBytes_FromStringAndSize(NULL, texts.len + 7 * count);
+    if (result != NULL) {
+        char *out = PyBytes_AsString(result);
+        while (first < end) {
+            uint64_t length = (uint64_t)((const char *)memchr(first, 0, (size_t)(end - first)) - first);
+            memcpy(out, &length, 8);
+            memcpy(out + 8, first, (size_t)length);
+            out += 8 + length;
+            first += length + 1;
+        }
+    }
+    PyBuffer_Release(&texts);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"quantise", quantise, METH_VARARGS, quantise_doc},
+    {"decode_columns", decode_columns, METH_VARARGS, decode_columns_doc},
+    {"join_pairs", join_pairs, METH_O, join_pairs_doc},
+    {"prefix_lengths", prefix_lengths, METH_O, prefix_lengths_doc},
     {NULL, NULL, 0, NULL},
 };
 
