@@ -2,7 +2,7 @@
 
 The kernel works in float arithmetic that is exact wherever a decision depends on it (`kernels/mxfp4_quantise.h`).
 Blocks at the ends of the range, with a scale that is named but neither of the two that rules choose between, or
-with the least error at a third one, are quantised number by number (`encodings.mxfp4_blocks`), as they are in numpy.
+with the least error at a third one, are quantised number by number (`encodings.mxfp4_blocks`), as in numpy.
 """
 
 from __future__ import annotations
