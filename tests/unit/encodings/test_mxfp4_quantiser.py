@@ -196,7 +196,8 @@ def quantise(values: Array, rule: ScaleRule = ScaleRule.MSE, named: Array | None
     found = quantise_by(values, rule, named, native=NATIVE)
     np.testing.assert_array_equal(found.scales, expected.scales)
     np.testing.assert_array_equal(found.codes, expected.codes)
-    assert_figures(expected.figures, found.figures)
+    if values.size:
+        assert_figures(expected.figures, found.figures)
     return found
 
 
