@@ -2,17 +2,77 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
 import click
 
-from benchmarks import folders, footprint, kernels, quantisers, reference_runner, to_gguf, to_onnx
+from benchmarks import (
+    everything,
+    folders,
+    footprint,
+    headers,
+    kernels,
+    quantisers,
+    reference_runner,
+    to_gguf,
+    to_onnx,
+)
 
 
 @click.group()
 def benchmarks() -> None:
     """Measure conversions side by side with `cp` and with peer tools. Makes and removes its own checkpoints."""
+
+
+@benchmarks.command("all")
+@click.option("--gguf-layers", type=int, multiple=True, default=(2, 6, 12, 24), help="Layers for to-gguf.")
+@click.option("--folder-layers", type=int, multiple=True, default=(2, 6), help="Layers for to-bf16 and to-mxfp4.")
+@click.option("--onnx-layers", type=int, multiple=True, default=(2,), help="Layers for to-onnx.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Runs of ours and of cp, in turn.")
+@click.option("--peer-rounds", type=int, default=1, show_default=True, help="Runs of the peers.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to work (default: a temporary folder).")
+@click.option("--json", "results", type=click.Path(path_type=Path), help="File for every single run.")
+def run_all(
+    gguf_layers: tuple[int, ...],
+    folder_layers: tuple[int, ...],
+    onnx_layers: tuple[int, ...],
+    rounds: int,
+    peer_rounds: int,
+    folder: Path | None,
+    results: Path | None,
+) -> None:
+    """Run all conversions, and print the table of docs/performance.md.
+
+    24 layers take 45 GB of disk for to-gguf, 6 layers 30 GB for folders.
+    """
+    rows = []
+    for row in everything.measure(
+        folder,
+        gguf_layers=gguf_layers,
+        folder_layers=folder_layers,
+        onnx_layers=onnx_layers,
+        rounds=rounds,
+        peer_rounds=peer_rounds,
+    ):
+        rows.append(row)
+        print(" ".join(row.cells()), file=sys.stderr, flush=True)
+        if results is not None:  # what is known stays known if a later benchmark fails
+            results.write_text(everything.as_json(rows))
+    print("\n".join(everything.markdown(rows)))
+
+
+@benchmarks.command("headers")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Runs of each command, in turn.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to work (default: a temporary folder).")
+def run_headers(rounds: int, folder: Path | None) -> None:
+    """Time start-up, and the headers of a hollow checkpoint of the size of gpt-oss-120b."""
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        total, runs = headers.measure(Path(work) / "work", rounds=rounds)
+    rows = [everything.Row(name, headers.REAL_120B.layers, each) for name, each in runs.items()]
+    print(f"{total} bytes of weights")
+    print("\n".join(everything.markdown(rows)))
 
 
 @benchmarks.command("to-gguf")

@@ -9,7 +9,9 @@ what each would do; only the least squared error may need another. A larger scal
 2**(k - 1) alone, if that number is below 4.5 * 2**k and nearly all others are near 2**k / 4 or 3 * 2**k / 4. Such
 blocks are rare, and are looked for only where what the others lose or could win does not rule them out.
 
-A matrix is cut into tiles (`encodings.mxfp4_tiles`), and what its numbers become is put together in columns.
+Where kernels in C are installed (`kernels`) they do the work. Otherwise a matrix is cut into tiles
+(`encodings.mxfp4_tiles`), and what its numbers become is put together in columns. Codes and scales are the same
+bytes either way; sums of errors may differ in their last digits, since numbers are added in another order.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from numpy.typing import NDArray
 
 from gptoss_convert.encodings.base import Array
 from gptoss_convert.encodings.mxfp4_format import BLOCK
+from gptoss_convert.encodings.mxfp4_native import quantise_natively
 from gptoss_convert.encodings.mxfp4_rules import QuantisationFigures, RuleComparison, ScaleRule
 from gptoss_convert.encodings.mxfp4_tiles import Scratch, new_tile
 from gptoss_convert.encodings.mxfp4_words import CODES_PER_WORD, WORDS_PER_BLOCK, Bits16
 from gptoss_convert.encodings.transpose import transposed
+from gptoss_convert.kernels import NATIVE, Native
 
 __all__ = ["QuantisationFigures", "Quantised", "RuleComparison", "ScaleRule", "quantise"]
 
@@ -43,7 +47,12 @@ class Quantised:
     figures: QuantisationFigures
 
 
-def quantise(values: Array, rule: ScaleRule = ScaleRule.MSE, named: NDArray[np.uint8] | None = None) -> Quantised:
+def quantise(
+    values: Array,
+    rule: ScaleRule = ScaleRule.MSE,
+    named: NDArray[np.uint8] | None = None,
+    native: Native | None = NATIVE,
+) -> Quantised:
     """Quantise numbers to MXFP4.
 
     Elements round to nearest, ties to an even code, and keep the sign of zero. A block of zeros has scale byte 0
@@ -54,6 +63,7 @@ def quantise(values: Array, rule: ScaleRule = ScaleRule.MSE, named: NDArray[np.u
         rule: how the scale of a block is chosen.
         named: uint8 `[rows, columns / 32]`: a scale byte that a block takes if its squared error is then at most
             that of the rule's choice; 255 where none is named.
+        native: the kernels in C; None for numpy.
 
     Raises:
         EncodingError: a value is not finite.
@@ -61,6 +71,33 @@ def quantise(values: Array, rule: ScaleRule = ScaleRule.MSE, named: NDArray[np.u
     rows, columns = values.shape
     codes = np.empty((rows, columns // 2), np.uint8)
     scales = np.empty((rows, columns // BLOCK), np.uint8)
+    if native is None:
+        figures = _quantise_by_tables(values, rule, named, codes, scales)
+    else:
+        figures = quantise_natively(native, values, rule, named, codes, scales)
+        if _compared_apart(rule, named):
+            sample = _sample(values)
+            compared = quantise(sample, native=native).figures.comparison
+            figures += QuantisationFigures(comparison=compared)
+    return Quantised(codes, scales, figures)
+
+
+def _compared_apart(rule: ScaleRule, named: Array | None) -> bool:
+    """Return whether a rule looks at one scale only, so that others have to be tried on a sample for the report."""
+    return named is None and rule is not ScaleRule.MSE
+
+
+def _sample(values: Array) -> Array:
+    """Return the blocks of `[lanes, columns]` on which rules are compared, in F order."""
+    by_block = values.T.reshape(-1, BLOCK, len(values))[::_COMPARED]
+    return np.ascontiguousarray(by_block).reshape(-1, len(values)).T
+
+
+def _quantise_by_tables(
+    values: Array, rule: ScaleRule, named: Array | None, codes: Array, scales: Array
+) -> QuantisationFigures:
+    """Quantise `[rows, columns]` into `codes` and `scales` with numpy, some rows at a time."""
+    columns = values.shape[1]
     figures = QuantisationFigures()
     scratch = Scratch(values)
     for lane in scratch.lanes():
@@ -70,9 +107,9 @@ def quantise(values: Array, rule: ScaleRule = ScaleRule.MSE, named: NDArray[np.u
         figures += _quantise_lanes(few, rule, None if named is None else named[lane], words, by_block, scratch)
         codes[lane] = transposed(words).view(np.uint8)
         scales[lane] = transposed(by_block)
-        if named is None and rule is not ScaleRule.MSE:
+        if _compared_apart(rule, named):
             figures += _compare_rules(few, words, by_block, scratch)
-    return Quantised(codes, scales, figures)
+    return figures
 
 
 def _quantise_lanes(
@@ -95,9 +132,8 @@ def _quantise_lanes(
 
 def _compare_rules(values: Array, words: Bits16, scales: Array, scratch: Scratch) -> QuantisationFigures:
     """Return what all rules make of a sample of `[lanes, columns]`; `words` and `scales` are overwritten."""
-    by_block = values.T.reshape(-1, BLOCK, len(values))[::_COMPARED]
-    sample = np.ascontiguousarray(by_block).reshape(-1, len(values)).T
-    blocks = len(by_block)
+    sample = _sample(values)
+    blocks = sample.shape[1] // BLOCK
     figures = _quantise_lanes(
         sample, ScaleRule.MSE, None, words[: blocks * WORDS_PER_BLOCK], scales[:blocks], scratch
     )

@@ -7,7 +7,8 @@ Row-major results come from a table of 65,536 entries: the two bfloat16 numbers 
 
 Column-major results are what a `[in, out]` tensor stores for a matrix `[out, in]`. Here the codes are transposed
 while they are packed, four to a 16-bit word, which moves a quarter of the bytes, and then decoded by arithmetic on
-whole rows of words. For a code with magnitude index m >= 2 and scale byte s, exponent and mantissa are
+whole rows of words. Where kernels in C are installed (`kernels`) they do the same, a block of some rows at a time.
+For a code with magnitude index m >= 2 and scale byte s, exponent and mantissa are
 
     (m << 6) + ((s - 1) << 7)
 
@@ -20,12 +21,14 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptoss_convert.encodings.base import Array, EncodingError
 from gptoss_convert.encodings.mxfp4 import MXFP4, PAIR_VALUES, look_up_pairs
 from gptoss_convert.encodings.mxfp4_format import BLOCK, LARGEST_EXACT_SCALE
 from gptoss_convert.encodings.mxfp4_words import CODES_PER_WORD, WORDS_PER_BLOCK, Bits16
 from gptoss_convert.encodings.transpose import transpose_into
+from gptoss_convert.kernels import NATIVE, Native
 
 SCRATCH_BYTES = 1536 << 10
 """Temporaries of a call.
@@ -41,13 +44,16 @@ _LEAST_NORMAL_SCALE = 2
 _EXPONENT = 0x7F80
 
 
-def decode_to_bf16(codes: Array, scales: Array, order: Literal["C", "F"] = "C") -> Bits16:
+def decode_to_bf16(
+    codes: Array, scales: Array, order: Literal["C", "F"] = "C", native: Native | None = NATIVE
+) -> Bits16:
     """Return the numbers of an MXFP4 chunk as the bits of bfloat16, exactly; the sign of zero is kept.
 
     Args:
         codes: uint8 `[rows, columns / 2]`, C-contiguous.
         scales: uint8 `[rows, columns / 32]`.
         order: "C" for a C-contiguous result, "F" for one whose `.T` is C-contiguous.
+        native: the kernels in C; None for numpy.
 
     Returns:
         uint16 `[rows, columns]`.
@@ -62,12 +68,15 @@ def decode_to_bf16(codes: Array, scales: Array, order: Literal["C", "F"] = "C") 
         _decode_rows(bits, codes, scales)
         return bits
     stored: Bits16 = np.empty((columns, rows), np.uint16)
-    _decode_columns(stored, codes, scales)
+    if native is None:
+        _decode_columns(stored, codes, scales)
+    elif not native.decode_columns(np.ascontiguousarray(codes), np.ascontiguousarray(scales), _PAIRS, stored):
+        raise _not_finite(scales)
     return stored.T
 
 
 _PAIR_HALVES = PAIR_VALUES.view(np.uint32) >> 16
-_PAIRS = _PAIR_HALVES[:, 0] | _PAIR_HALVES[:, 1] << 16
+_PAIRS: NDArray[np.uint32] = (_PAIR_HALVES[:, 0] | _PAIR_HALVES[:, 1] << 16).astype(np.uint32)
 """Two bfloat16 numbers, the low nibble's in the low half, for every index `scale << 8 | byte`."""
 
 
@@ -76,7 +85,11 @@ def _decode_rows(bits: Bits16, codes: Array, scales: Array) -> None:
     look_up_pairs(_PAIRS, codes, scales, bits.view(np.uint32))
     largest = scales.max(initial=0)
     if largest > LARGEST_EXACT_SCALE and ((bits & _EXPONENT) == _EXPONENT).any():
-        raise EncodingError(f"scale byte {largest} with a code beyond the largest bfloat16 number")
+        raise _not_finite(scales)
+
+
+def _not_finite(scales: Array) -> EncodingError:
+    return EncodingError(f"scale byte {scales.max()} with a code beyond the largest bfloat16 number")
 
 
 def _decode_columns(stored: Bits16, codes: Array, scales: Array) -> None:

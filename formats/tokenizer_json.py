@@ -23,6 +23,7 @@ from gptoss_convert.assets import (
     read_small_file,
 )
 from gptoss_convert.errors import InputError, UnsupportedError
+from gptoss_convert.kernels import NATIVE
 from gptoss_convert.tokenizer import TokenKind, Vocabulary
 
 PURPOSES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -127,7 +128,10 @@ class HuggingFaceTokenizer:
 
     def _merges(self, raw: msgspec.Raw) -> list[str]:
         """Return merges as `"left right"`; both spellings occur, pairs since tokenizers 0.20."""
+        joined = None if NATIVE is None else NATIVE.join_pairs(memoryview(raw))
         try:
+            if joined is not None:
+                return joined.decode("utf-8").split("\n")[:-1]
             pairs = msgspec.json.decode(raw, type=list[tuple[str, str]])
         except msgspec.ValidationError:
             pairs = None

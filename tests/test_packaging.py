@@ -114,6 +114,14 @@ def test_wheel_has_its_data(wheel_names: set[str]) -> None:
     assert data | {f"{PACKAGE}/py.typed"} <= wheel_names
 
 
+def test_wheel_has_kernels_where_there_is_a_compiler_and_serves_every_python(wheel: Path) -> None:
+    """Without a compiler numpy takes their place; see `kernels/__init__.py`."""
+    with zipfile.ZipFile(wheel) as archive:
+        compiled = [name for name in archive.namelist() if name.startswith(f"{PACKAGE}/kernels/native.abi3")]
+    assert "-cp311-abi3-" in wheel.name
+    assert len(compiled) == (shutil.which(sysconfig.get_config_var("CC").split()[0]) is not None)
+
+
 def test_wheel_has_the_licence(wheel_names: set[str]) -> None:
     assert any(re.fullmatch(r"[^/]+\.dist-info/licenses/LICENSE", name) for name in wheel_names)
 

@@ -20,6 +20,7 @@ from gptoss_convert.encodings import ENCODINGS, Array, Encoding
 from gptoss_convert.encodings.ggml import ggml_encoding
 from gptoss_convert.errors import InputError, UnsupportedError
 from gptoss_convert.formats.storage import FileRef
+from gptoss_convert.kernels import NATIVE
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -83,6 +84,10 @@ class StringArray:
     @classmethod
     def of(cls, strings: Sequence[str]) -> StringArray:
         """Return `strings` in stored form."""
+        if NATIVE is not None:
+            ended = "\0".join([*strings, ""]).encode("utf-8")
+            if ended.count(0) == len(strings):  # none of them has a zero byte of its own
+                return cls(len(strings), NATIVE.prefix_lengths(ended))
         encoded = [text.encode("utf-8") for text in strings]
         prefixes = {length: struct.pack("<Q", length) for length in set(map(len, encoded))}
         pairs = zip(map(prefixes.__getitem__, map(len, encoded)), encoded, strict=True)

@@ -25,8 +25,9 @@ from gptoss_convert.encodings.mxfp4_quantiser import (
     Quantised,
     RuleComparison,
     ScaleRule,
-    quantise,
 )
+from gptoss_convert.encodings.mxfp4_quantiser import quantise as quantise_by
+from gptoss_convert.kernels import NATIVE
 
 MXFP4, BF16 = ENCODINGS["mxfp4"], ENCODINGS["bf16"]
 
@@ -180,6 +181,24 @@ def assert_comparison(comparison: RuleComparison, expected: RuleComparison) -> N
         found = comparison.squared_error[rule]
         assert found == pytest.approx(error, rel=1e-9, abs=expected.squared_signal * 2**-43)
         assert (found > 0) == (error > 0)
+
+
+def quantise(values: Array, rule: ScaleRule = ScaleRule.MSE, named: Array | None = None) -> Quantised:
+    """What numpy makes of numbers, and the kernels in C where they are installed, which has to be the same."""
+    if NATIVE is None:
+        return quantise_by(values, rule, named, native=None)
+    try:
+        expected = quantise_by(values, rule, named, native=None)
+    except EncodingError as error:
+        with pytest.raises(EncodingError, match=str(error)):
+            quantise_by(values, rule, named, native=NATIVE)
+        raise
+    found = quantise_by(values, rule, named, native=NATIVE)
+    np.testing.assert_array_equal(found.scales, expected.scales)
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    if values.size:
+        assert_figures(expected.figures, found.figures)
+    return found
 
 
 def assert_as_reference(values: Array, rule: ScaleRule, named: Array | None = None) -> Quantised:

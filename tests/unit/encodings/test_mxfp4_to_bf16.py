@@ -1,5 +1,6 @@
 """The direct way from MXFP4 to bfloat16 against the way over float32."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -10,12 +11,28 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gptoss_convert.encodings import ENCODINGS, Array, Chunk, EncodingError, convert
-from gptoss_convert.encodings.mxfp4_to_bf16 import decode_to_bf16
+from gptoss_convert.encodings.mxfp4_to_bf16 import decode_to_bf16 as decode_by
+from gptoss_convert.kernels import NATIVE
 
 MXFP4, BF16 = ENCODINGS["mxfp4"], ENCODINGS["bf16"]
 ORDERS: list[Literal["C", "F"]] = ["C", "F"]
 Order = Literal["C", "F"]
 every_order = pytest.mark.parametrize("order", ORDERS)
+
+
+def decode_to_bf16(codes: Array, scales: Array, order: Order) -> Array:
+    """What numpy makes of a chunk, and the kernels in C where they are installed, which has to be the same."""
+    if NATIVE is None:
+        return decode_by(codes, scales, order, native=None)
+    try:
+        expected = decode_by(codes, scales, order, native=None)
+    except EncodingError as error:
+        with pytest.raises(EncodingError, match=re.escape(str(error))):
+            decode_by(codes, scales, order, native=NATIVE)
+        raise
+    bits = decode_by(codes, scales, order, native=NATIVE)
+    np.testing.assert_array_equal(bits, expected)
+    return bits
 
 
 def over_float32(chunk: Chunk) -> Array:
