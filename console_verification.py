@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 from gptoss_convert.console import human_bytes, make_console, make_table
 from gptoss_convert.errors import printable
-from gptoss_convert.verify.parts import ARITHMETIC, ARTIFACT, CONVERSION, DEPARTURES, FILE, RUNTIME, TOTAL
+from gptoss_convert.verify.parts import (
+    ARITHMETIC,
+    ARTIFACT,
+    CACHE,
+    CONVERSION,
+    DECODE,
+    DEPARTURES,
+    FILE,
+    RUNTIME,
+    TOTAL,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,6 +71,8 @@ def print_artifact(artifact: ArtifactResult) -> None:
         console.print(printable(f"  weights    {_said(artifact.weights.passed)}: {artifact.weights.reason}"))
     for result in artifact.logits:
         _print_logits(console, result)
+    if artifact.execution is not None:
+        console.print(printable(f"  execution  {artifact.execution.statement}"))
     if artifact.bisection is not None:
         _print_bisection(console, artifact.bisection)
     verdict = artifact.verdict
@@ -103,6 +115,8 @@ _PARTS = {
     ARTIFACT: "the file and {}",
     ARITHMETIC: "... and the most exact file",
     CONVERSION: "the two files in {}",
+    DECODE: "decode, token by token",
+    CACHE: "... and many at once",
 }
 
 
@@ -145,6 +159,8 @@ def _run(run: Run) -> str:
     text = f"{run.artifact} in {run.runtime}{manner}: {run.status}"
     if run.reason is not None:
         return f"{text}, {run.reason}"
+    if run.prefill_positions is not None:
+        text += f", prefill {run.prefill_positions} positions, decode {run.decode_positions}"
     if run.memory is not None:
         private = "" if run.memory.private is None else f" ({human_bytes(run.memory.private)} private)"
         text += f", peak memory {human_bytes(run.memory.resident)}{private}"
