@@ -87,6 +87,8 @@ def print_artifact(artifact: ArtifactResult) -> None:
         console.print(printable(f"  weights    {_said(artifact.weights.passed)}: {artifact.weights.reason}"))
     for result in artifact.logits:
         _print_logits(console, result)
+    if artifact.execution is not None:
+        console.print(printable(f"  execution  {artifact.execution.statement}"))
     if artifact.bisection is not None:
         _print_bisection(console, artifact.bisection)
     verdict = artifact.verdict
@@ -160,6 +162,8 @@ def _run(run: Run) -> str:
     text = f"{run.artifact} in {run.runtime}{manner}: {run.status}"
     if run.reason is not None:
         return f"{text}, {run.reason}"
+    if run.prefill_positions is not None:
+        text += f", prefill {run.prefill_positions} positions, decode {run.decode_positions}"
     if run.memory is not None:
         private = "" if run.memory.private is None else f" ({human_bytes(run.memory.private)} private)"
         text += f", peak memory {human_bytes(run.memory.resident)}{private}"

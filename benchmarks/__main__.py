@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from benchmarks import (
     footprint,
     headers,
     kernels,
+    onnx_runtime,
     quantisers,
     reference_runner,
     to_gguf,
@@ -98,6 +100,50 @@ def run_to_onnx(layers: tuple[int, ...], rounds: int, folder: Path | None) -> No
         with tempfile.TemporaryDirectory(dir=folder) as work:
             result = to_onnx.measure(Path(work) / "work", layers=count, rounds=rounds)
         print("\n".join(result.lines()), flush=True)
+
+
+@benchmarks.command("onnx-runtime")
+@click.option("--layers", type=int, default=2, show_default=True, help="Full-width layers.")
+@click.option("--rounds", type=int, default=1, show_default=True, help="Runs of every folder, in turn.")
+@click.option(
+    "--tokens", "prompts", type=int, multiple=True, default=(256, 1024), show_default=True,
+    help="Lengths of prompts; after the first, single tokens are computed.",
+)  # fmt: skip
+@click.option("--decode", type=int, default=8, show_default=True, help="Single tokens.")
+@click.option(
+    "--way", "ways", type=click.Choice([*onnx_runtime.WAYS, onnx_runtime.BUILDER]), multiple=True,
+    help="Folders (default: all). Repeatable.",
+)  # fmt: skip
+@click.option("--json", "document", type=click.Path(path_type=Path), help="Also write the figures to this file.")
+@click.option("--compare/--no-compare", default=True, help="Compare distributions with the reference runner's.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to work (default: a temporary folder).")
+def run_onnx_runtime(
+    layers: int,
+    rounds: int,
+    prompts: tuple[int, ...],
+    decode: int,
+    ways: tuple[str, ...],
+    document: Path | None,
+    compare: bool,
+    folder: Path | None,
+) -> None:
+    """Run ONNX folders of a full-width slice on the processor, beside one by onnxruntime-genai's builder.
+
+    The builder needs 13 GB of memory for two layers.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        result = onnx_runtime.measure(
+            Path(work) / "work",
+            layers=layers,
+            rounds=rounds,
+            prompts=prompts,
+            decode=decode,
+            ways=ways or (*onnx_runtime.WAYS, onnx_runtime.BUILDER),
+            compared=compare,
+        )
+    if document is not None:
+        document.write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
+    print("\n".join(result.lines()), flush=True)
 
 
 @benchmarks.command("kernels")

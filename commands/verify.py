@@ -53,7 +53,11 @@ from gptoss_convert.process import CHECK_FAILED
 @click.option(
     "--provider", metavar="NAME",
     help="[distributions] Run ONNX models on this execution provider: cpu, cuda, dml, webgpu, or its full "
-    "name (default: of onnxruntime, the best that is installed; of onnxruntime-genai, that of the model).",
+    "name (default: that of the model; of onnxruntime, the best that is installed if that is not).",
+)  # fmt: skip
+@click.option(
+    "--decode", type=click.IntRange(0), default=128, show_default=True, metavar="N",
+    help="[distributions] Also compute N positions of ONNX models token by token, on the KV cache; 0 for none.",
 )  # fmt: skip
 @click.option(
     "--baseline", "baselines", multiple=True, type=click.Path(path_type=Path), metavar="PATH",
@@ -165,6 +169,7 @@ def verify(
             threads=options["threads"],
             timeout=options["timeout"],
             provider=options["provider"],
+            decoded_positions=options["decode"],
             noise_floor=options["noise_floor"],
         )
     verify_options = VerifyOptions(

@@ -399,6 +399,7 @@ def _judged(item: BuiltArtifact) -> dict[str, Any]:
         structure=structure,
         weights=None,
         logits=(),
+        execution=None,
         bisection=None,
         verdict=verdict,
     ).as_dict()

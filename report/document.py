@@ -298,6 +298,12 @@ class Bisection(_Part, frozen=True):
     hidden_errors: list[Number | None]
 
 
+class Execution(_Part, frozen=True):
+    """What was executed of an ONNX folder, and what only checked."""
+
+    statement: str
+
+
 class Artifact(_Part, frozen=True):
     """What was found out about one artifact."""
 
@@ -308,6 +314,7 @@ class Artifact(_Part, frozen=True):
     structure: Structure
     weights: Weights | None
     logits: list[Logits]
+    execution: Execution | None
     bisection: Bisection | None
 
 

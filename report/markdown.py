@@ -98,6 +98,8 @@ def _artifact(artifact: Artifact) -> Iterator[str]:
     if artifact.weights is not None:
         lines.append(f"- weights: {text(artifact.weights.reason)}")
     lines += [f"- {text(run)}" for run in _unfinished(artifact)]
+    if artifact.execution is not None:
+        lines.append(f"- execution: {text(artifact.execution.statement)}")
     if artifact.bisection is not None and artifact.bisection.finding is not None:
         lines.append(f"- bisection: {text(artifact.bisection.finding.reason)}")
     yield "\n".join(lines)

@@ -12,13 +12,24 @@ from numpy.typing import NDArray
 
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import InputError, VerificationError
+from gptoss_convert.verify.decode import DECODED_POSITIONS, Decoding, choose_decoding
 from gptoss_convert.verify.judgement import Judgement, Outcome, judge
 from gptoss_convert.verify.metrics.plain import Plain
 from gptoss_convert.verify.metrics.positions import position_figures
 from gptoss_convert.verify.metrics.routing import RoutingSummary, summarise_by_routing
 from gptoss_convert.verify.metrics.spread import Spread, spread_of
 from gptoss_convert.verify.metrics.summary import Summary, summarise
-from gptoss_convert.verify.parts import ARITHMETIC, ARTIFACT, CONVERSION, DEPARTURES, FILE, RUNTIME, TOTAL
+from gptoss_convert.verify.parts import (
+    ARITHMETIC,
+    ARTIFACT,
+    CACHE,
+    CONVERSION,
+    DECODE,
+    DEPARTURES,
+    FILE,
+    RUNTIME,
+    TOTAL,
+)
 from gptoss_convert.verify.policy import Policy
 from gptoss_convert.verify.runners import Runtime
 from gptoss_convert.verify.runners.launch import Run, Status
@@ -110,6 +121,8 @@ class Examiner:
     """That of a reference which was recorded, and cannot be run again."""
     artifacts_are_computed: bool = True
     """Artifacts are also run in our own arithmetic, which tells the file from the runtime."""
+    decoded_positions: int = DECODED_POSITIONS
+    """Positions that runtimes which can are made to compute token by token, at most; 0 for none."""
 
     def examine(self, subject: Subject, runtime: Runtime) -> LogitsResult:
         """Run the artifact in the runtime and find out what its deviation is made of.
@@ -161,26 +174,47 @@ class Examiner:
         lossless = IN_RUNTIME if subject.profile == EXACT else subject.profile
         if subject.is_exact or self.artifacts_are_computed:
             right = _completed(self.runs.reference(model if subject.is_exact else artifact, imitates=imitates))
-            name = f"artifact, computed exactly{manner}"
-            yield _Part(RUNTIME, name, right, f"artifact in {runtime.name}", run, IN_RUNTIME)
+            right_name, right_limits = f"artifact, computed exactly{manner}", IN_RUNTIME
+            yield _Part(RUNTIME, right_name, right, f"artifact in {runtime.name}", run, right_limits)
         else:
             right = _completed(self.runs.reference(model, imitates=imitates))
-            yield _Part(ARTIFACT, f"reference{manner}", right, f"artifact in {runtime.name}", run, lossless)
+            right_name, right_limits = f"reference{manner}", lossless
+            yield _Part(ARTIFACT, right_name, right, f"artifact in {runtime.name}", run, right_limits)
         best = None if subject.baseline is None else self.runs.of(runtime, subject.baseline)
         if best is not None and best is not run and best.status is Status.COMPLETED:
             name = f"most exact file in {runtime.name}"
-            right = self.runs.reference(model, imitates=imitates)
-            yield _Part(ARITHMETIC, f"reference{manner}", right, name, best, None)
-            yield _Part(CONVERSION, name, best, f"artifact in {runtime.name}", run, lossless, router=right)
+            published = self.runs.reference(model, imitates=imitates)
+            yield _Part(ARITHMETIC, f"reference{manner}", published, name, best, None)
+            yield _Part(CONVERSION, name, best, f"artifact in {runtime.name}", run, lossless, router=published)
+        decoding = self._decoding(subject, runtime)
+        if decoding is not None:
+            decoded = _completed(self.runs.decoded(runtime, artifact, decoding))
+            name = f"artifact in {runtime.name}, token by token"
+            yield _Part(DECODE, right_name, right, name, decoded, right_limits, decoding=decoding)
+            at_once = f"artifact in {runtime.name}, many positions at once"
+            yield _Part(CACHE, at_once, run, name, decoded, IN_RUNTIME, router=right, decoding=decoding)
+
+    def _decoding(self, subject: Subject, runtime: Runtime) -> Decoding | None:
+        if not runtime.decodes or not self.decoded_positions:
+            return None
+        return choose_decoding(self.runs.prompts, subject.reference.config.sliding_window, self.decoded_positions)
 
     def _compared(self, part: _Part, noise_floor: float | None) -> Comparison:
-        reference, test = part.reference.recording(), part.test.recording()
+        prompts, reference, test, chosen = (
+            self.runs.prompts,
+            part.reference.recording(),
+            part.test.recording(),
+            None,
+        )
+        router = part.routed_by.recording()
+        if part.decoding is not None:
+            decoding = part.decoding
+            prompts, chosen = decoding.prompts, test.decoded()
+            reference, router = (side.excerpt(decoding.indices, decoding.lengths) for side in (reference, router))
         near_tie, fragile = self.policy.near_ties.margin, self.policy.routing.fragile_margin
         try:
-            figures = position_figures(reference, test, self.runs.prompts, named_tokens=self.named_tokens)
-            routing = summarise_by_routing(
-                figures, part.routed_by.recording(), test, near_tie=near_tie, fragile_margin=fragile
-            )
+            figures = position_figures(reference, test, prompts, named_tokens=self.named_tokens, chosen=chosen)
+            routing = summarise_by_routing(figures, router, test, near_tie=near_tie, fragile_margin=fragile)
         except (InputError, VerificationError) as error:
             raise _IncomparableError(part, error) from error
         summary = summarise(figures, near_tie=near_tie)
@@ -191,7 +225,7 @@ class Examiner:
                 self.policy,
                 summary,
                 routing,
-                prompt_set=self.runs.prompts.name,
+                prompt_set=prompts.name,
                 noise_floor=noise_floor,
             )
         return Comparison(
@@ -229,6 +263,8 @@ class _Part:
     """Limits that the comparison is held against."""
     router: Run | None = None
     """Tells the routing of the reference, if its run does not."""
+    decoding: Decoding | None = None
+    """What of the prompts the test is a run of; None for all, at once."""
 
     @property
     def routed_by(self) -> Run:
@@ -264,9 +300,11 @@ _NOT_THE_FILES_FAULT = (Status.MISSING, Status.TOO_LARGE, Status.TIMED_OUT, Stat
 
 def _unfinished(runtime: Runtime, run: Run, failed: Run) -> LogitsResult:
     """Return the result where a run was not completed: a failure only if it is the artifact that does not run."""
+    decodes = failed.settings.prefixes is not None
     manner = f" as {failed.settings.imitates} computes" if failed.settings.imitates else ""
+    manner += ", decode (token by token)" if decodes else ""
     what = f"{failed.artifact} in {failed.runtime}{manner}: {failed.status}, {failed.reason}"
-    if failed is run and failed.status not in _NOT_THE_FILES_FAULT:
+    if (failed is run or decodes) and failed.status not in _NOT_THE_FILES_FAULT:
         verdict = Verdict(outcome=Outcome.FAIL, cause=None, reason=f"{runtime.name} does not run it: {what}")
     else:
         verdict = Verdict(outcome=Outcome.INCONCLUSIVE, cause=Cause.EVIDENCE, reason=f"a run is missing: {what}")
@@ -310,13 +348,20 @@ def _verdict(runtime: Runtime, subject: Subject, parts: dict[str, Comparison]) -
         ARTIFACT: None,
         CONVERSION: Cause.RUNTIME,
         TOTAL: Cause.RUNTIME,
+        DECODE: Cause.RUNTIME,
+        CACHE: Cause.RUNTIME,
     }
+    other = "something else than the file says"
+    if runtime.has_providers:  # a graph is a program of its own, in which a fault may be
+        other = "with the graph something else than the weights say"
     told = {
         FILE: "the numbers in the file already depart, computed exactly",
-        RUNTIME: f"{runtime.name} computes something else than the file says",
+        RUNTIME: f"{runtime.name} computes {other}",
         ARTIFACT: f"what {runtime.name} makes of the file departs, by the file or by {runtime.name}",
         CONVERSION: f"{runtime.name} computes something else than with the most exact file",
         TOTAL: f"what {runtime.name} makes of the file is too far from the reference, all together",
+        DECODE: f"decode: token by token, {runtime.name} computes {other}",
+        CACHE: f"decode: token by token, {runtime.name} computes something else than many positions at once",
     }
     for name in blame:
         if name in held and held[name].outcome is Outcome.FAIL:
@@ -347,6 +392,8 @@ def _verdict(runtime: Runtime, subject: Subject, parts: dict[str, Comparison]) -
         )
         return Verdict(outcome=Outcome.PASS, cause=Cause.ROUTING, reason=reason)
     reason = f"{right} and {runtime.name} agrees, mean KL {parts[TOTAL].mean_kl or 0.0:.2g}"
+    if DECODE in parts:
+        reason += f"; token by token as well, {parts[DECODE].mean_kl or 0.0:.2g}"
     return Verdict(outcome=Outcome.PASS, cause=None, reason=reason)
 
 
@@ -356,6 +403,8 @@ _WHAT = {
     ARTIFACT: "the file in the runtime",
     CONVERSION: "the conversion within the runtime",
     TOTAL: "what all makes together",
+    DECODE: "decode, token by token,",
+    CACHE: "decode, token by token, beside many positions at once,",
 }
 
 
@@ -371,4 +420,6 @@ def run_as_dict(run: Run) -> dict[str, Any]:
         "status": str(run.status),
         "reason": run.reason,
         "versions": dict(run.versions),
+        "prefill_positions": run.prefill_positions,
+        "decode_positions": run.decode_positions,
     }

@@ -7,8 +7,10 @@ The way from the reference to what a user gets is cut where the causes part:
         │ file                                                        ▼
         ▼                                                    most exact file, in the runtime
     artifact, computed exactly ── runtime ─→ artifact, in the runtime ◄── conversion ┘
+        │                                         │ cache
+        └──────────────────── decode ───────────→ artifact, in the runtime, token by token
 
-`file`, `departures` and `runtime` need nothing but the artifact; `arithmetic` and `conversion` need another file.
+`arithmetic` and `conversion` need another file; the others need nothing but the artifact.
 """
 
 TOTAL = "total"
@@ -23,12 +25,16 @@ ARITHMETIC = "arithmetic"
 """Reference computed exactly, but for known departures, and the most exact file in the runtime."""
 CONVERSION = "conversion"
 """The most exact file in the runtime, and the artifact in the runtime."""
+DECODE = "decode"
+"""Artifact computed exactly, and artifact in the runtime, token by token on its KV cache."""
+CACHE = "cache"
+"""Artifact in the runtime, many positions at once, and token by token."""
 
 ARTIFACT = "artifact"
 """Reference computed exactly, but for known departures, and artifact in the runtime: `file` and `runtime` in one,
 where the artifact cannot be computed exactly."""
 
-PARTS = (TOTAL, FILE, DEPARTURES, RUNTIME, ARTIFACT, ARITHMETIC, CONVERSION)
+PARTS = (TOTAL, FILE, DEPARTURES, RUNTIME, ARTIFACT, ARITHMETIC, CONVERSION, DECODE, CACHE)
 
 IN_WORDS = {
     TOTAL: "all together",
@@ -38,5 +44,7 @@ IN_WORDS = {
     ARTIFACT: "the file and {}",
     ARITHMETIC: "... and the most exact file",
     CONVERSION: "the two files in {}",
+    DECODE: "decode, token by token",
+    CACHE: "... and many at once",
 }
 """What the figures of a part are shown under; `{}` stands for the runtime."""

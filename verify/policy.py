@@ -70,6 +70,7 @@ class Profile(_Section, frozen=True, omit_defaults=True):
 
 class _EvidenceByPreset(Evidence, frozen=True):
     quick: Evidence
+    decode: Evidence
 
 
 class Policy(_Section, frozen=True):
@@ -83,7 +84,7 @@ class Policy(_Section, frozen=True):
 
     def evidence_for(self, prompt_set: str) -> Evidence:
         """Return what it takes to judge by the prompt set of this name."""
-        return self.evidence.quick if prompt_set == "quick" else self.evidence
+        return {"quick": self.evidence.quick, "decode": self.evidence.decode}.get(prompt_set, self.evidence)
 
     def changes(self) -> tuple[Change, ...]:
         """Return where this policy departs from the built-in one."""

@@ -33,6 +33,9 @@ PRESETS = {
 }
 """Files in `prompt_data` by the name of a built-in set: a look, a verdict, and one beyond 4096 positions too."""
 
+DECODE = "decode"
+"""Name of the prompts that are taken from any others to be computed token by token."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
@@ -105,7 +108,7 @@ def _set_name(source: str | Path) -> str:
     if isinstance(source, str) and source in PRESETS:
         return source
     name = Path(source).name
-    return f"./{name}" if name in PRESETS else name
+    return f"./{name}" if name in (*PRESETS, DECODE) else name
 
 
 def _lines(source: str | Path) -> Iterable[PromptLine]:

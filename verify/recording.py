@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,8 @@ _TOKENS = _Array(name="tokens.i32", dtype=np.dtype("<i4"))
 _REST = _Array(name="rest.f32", dtype=np.dtype("<f4"))
 _ROUTING = _Array(name="routing.i16", dtype=np.dtype("<i2"))
 _MARGINS = _Array(name="router_margins.f32", dtype=np.dtype("<f4"))
+_DECODED = _Array(name="decoded.u8", dtype=np.dtype("u1"))
+"""1 for a position that was decoded, 0 for one that was computed together with others."""
 
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -85,11 +88,35 @@ class Recording:
             )
         self.prompt_lengths: tuple[int, ...] = tuple(facts.prompt_lengths)
         self.positions = sum(self.prompt_lengths)
+        self._spans: tuple[tuple[int, int], ...] = ((0, self.positions),)
         self._shapes = {name: tuple(shape) for name, shape in facts.shapes.items()}
         if len(self._shapes.get(_LOGPROBS.name, ())) != 1:
             raise InputError("recording without log-probabilities", file=path)
-        for array in (_LOGPROBS, _TOKENS, _REST, _ROUTING, _MARGINS):
+        for array in (_LOGPROBS, _TOKENS, _REST, _ROUTING, _MARGINS, _DECODED):
             self._require_size(array)
+
+    def excerpt(self, prompts: Sequence[int], lengths: Sequence[int]) -> Recording:
+        """Return the recording of the beginnings of some prompts, which says the same as that of the whole.
+
+        What a model says at a position does not depend on what comes after it.
+
+        Args:
+            prompts: indices of the prompts.
+            lengths: positions of each that are kept.
+
+        Raises:
+            ValueError: a prompt is shorter.
+        """
+        starts = np.cumsum([0, *self.prompt_lengths]).tolist()
+        if any(length > self.prompt_lengths[prompt] for prompt, length in zip(prompts, lengths, strict=True)):
+            raise ValueError(f"prompts of {self.prompt_lengths} positions have no excerpt of {list(lengths)}")
+        part = copy(self)
+        part.prompt_lengths = tuple(lengths)
+        part.positions = sum(lengths)
+        part._spans = tuple(
+            (starts[prompt], starts[prompt] + length) for prompt, length in zip(prompts, lengths, strict=True)
+        )
+        return part
 
     @property
     def columns(self) -> int:
@@ -135,14 +162,28 @@ class Recording:
         """Return the margins of the routers, [positions, layers]; None if the runtime did not tell."""
         return self._rows(_MARGINS, 0, self.positions) if _MARGINS.name in self._shapes else None
 
+    def decoded(self) -> NDArray[np.bool_]:
+        """Return which positions were computed one by one, on the KV cache of those before, [positions]."""
+        if _DECODED.name not in self._shapes:
+            return np.zeros(self.positions, np.bool_)
+        return self._rows(_DECODED, 0, self.positions).astype(np.bool_)
+
     def _rows(self, array: _Array, start: int, stop: int) -> NDArray[Any]:
         shape = self._shapes[array.name]
         width = math.prod(shape)
         dtype = np.dtype(array.dtype)
+        data = np.empty((stop - start, *shape), dtype)
+        done = before = 0
         with (self.folder / array.name).open("rb") as stream:
-            stream.seek(start * width * dtype.itemsize)
-            data = np.fromfile(stream, dtype, (stop - start) * width)
-        return data.reshape(stop - start, *shape)
+            for first, last in self._spans:
+                begin, end = (min(max(place - before, 0), last - first) for place in (start, stop))
+                before += last - first
+                if begin < end:
+                    stream.seek((first + begin) * width * dtype.itemsize)
+                    part = np.fromfile(stream, dtype, (end - begin) * width)
+                    data[done : done + end - begin] = part.reshape(end - begin, *shape)
+                    done += end - begin
+        return data
 
     def _require_size(self, array: _Array) -> None:
         shape = self._shapes.get(array.name)
@@ -170,6 +211,10 @@ class RecordingWriter:
         self._streams: dict[str, BinaryIO] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._next = (0, 0)
+        self.prefilled = 0
+        """Positions that were computed together with others."""
+        self.decoded = 0
+        """Positions that were computed one by one, on the KV cache."""
 
     def __enter__(self) -> Self:
         return self
@@ -199,6 +244,7 @@ class RecordingWriter:
             _REST: scores.rest,
             _ROUTING: scores.routing,
             _MARGINS: scores.router_margins,
+            _DECODED: np.full(count, scores.decoded),
         }
         given = {array: rows for array, rows in parts.items() if rows is not None}
         shapes = {array.name: rows.shape[1:] for array, rows in given.items()}
@@ -209,6 +255,10 @@ class RecordingWriter:
             if array.name not in self._streams:
                 self._streams[array.name] = (self._folder / array.name).open("wb")
             self._streams[array.name].write(np.ascontiguousarray(rows, array.dtype).data)
+        if scores.decoded:
+            self.decoded += count
+        else:
+            self.prefilled += count
         self._next = (prompt, start + count)
         if start + count == self._lengths[prompt]:
             self._next = (prompt + 1, 0)

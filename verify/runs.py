@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gptoss_convert.errors import BudgetError
+from gptoss_convert.verify.decode import Decoding
 from gptoss_convert.verify.prompts import PromptSet
 from gptoss_convert.verify.runners import RUNTIMES, Runtime
 from gptoss_convert.verify.runners.launch import Run, run_in_child
@@ -42,13 +43,26 @@ class Runs:
         Raises:
             BudgetError: the recording would not fit on the disk.
         """
-        settings = self.settings(runtime, dtype=dtype, imitates=imitates)
+        manner = f" as {imitates} computes" if imitates else "" if dtype == "float32" else f" in {dtype}"
+        what = f"{manner}: {self.prompts.positions} positions"
+        return self._made(runtime, path, self.settings(runtime, dtype=dtype, imitates=imitates), self.prompts, what)
+
+    def decoded(self, runtime: Runtime, path: Path, decoding: Decoding) -> Run:
+        """Return the run of the model at `path` token by token, which is made if there is none yet.
+
+        Raises:
+            BudgetError: the recording would not fit on the disk.
+        """
+        settings = replace(self.settings(runtime), prefixes=decoding.prefixes)
+        what = f" token by token: {decoding.positions} positions"
+        return self._made(runtime, path, settings, decoding.prompts, what)
+
+    def _made(self, runtime: Runtime, path: Path, settings: Settings, prompts: PromptSet, what: str) -> Run:
         key = (runtime.name, path.absolute(), settings)
         if key not in self.made:
-            manner = f" as {imitates} computes" if imitates else "" if dtype == "float32" else f" in {dtype}"
-            self.say(f"running {path} in {runtime.name}{manner}: {self.prompts.positions} positions")
-            ids = [prompt.ids for prompt in self.prompts.prompts]
-            folder = self.new_folder()
+            self.say(f"running {path} in {runtime.name}{what}")
+            ids = [prompt.ids for prompt in prompts.prompts]
+            folder = self.new_folder(prompts)
             self.made[key] = run_in_child(runtime, path, ids, folder, settings, self.timeout)
         return self.made[key]
 
@@ -66,13 +80,13 @@ class Runs:
         """Return the run of the model at `path` in our own arithmetic, as `of` does."""
         return self.of(RUNTIMES["reference"], path, dtype=dtype, imitates=imitates)
 
-    def new_folder(self) -> Path:
-        """Return a new folder for a recording.
+    def new_folder(self, prompts: PromptSet | None = None) -> Path:
+        """Return a new folder for a recording of `prompts`; None for all.
 
         Raises:
             BudgetError: it would not fit on the disk.
         """
-        needed = self.prompts.positions * self.vocab_size * BYTES_PER_LOGPROB
+        needed = (prompts or self.prompts).positions * self.vocab_size * BYTES_PER_LOGPROB
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise BudgetError(

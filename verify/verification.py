@@ -23,6 +23,8 @@ from gptoss_convert.tokenizer import TokenizerSource, TokenKind
 from gptoss_convert.verify.baseline import make_baseline
 from gptoss_convert.verify.conditions import Conditions, measured_runs, now, this_host
 from gptoss_convert.verify.declaration import read_declaration
+from gptoss_convert.verify.decode import DECODED_POSITIONS
+from gptoss_convert.verify.execution import Execution, Kernels, execution_of, look_at_kernels
 from gptoss_convert.verify.judgement import Outcome
 from gptoss_convert.verify.logits import EXACT, REFERENCE, Examiner, LogitsResult, Subject
 from gptoss_convert.verify.pack.reader import Pack
@@ -64,6 +66,8 @@ class LogitsOptions:
     """Seconds for each run."""
     provider: str | None = None
     """Execution provider of runtimes for ONNX, as in `Settings`."""
+    decoded_positions: int = DECODED_POSITIONS
+    """Positions that runtimes for ONNX also compute token by token, at most; 0 for none."""
     noise_floor: bool = False
     """Measure the noise floor even if nothing depends on it."""
 
@@ -87,6 +91,8 @@ class ArtifactResult:
     """None if they were not asked for, or cannot be read."""
     logits: tuple[LogitsResult, ...]
     """By runtime; empty if they were not asked for, or the file already failed."""
+    execution: Execution | None
+    """What was executed, and what only checked; None for formats other than ONNX."""
     bisection: Bisection | None
     """None unless it was asked for, and something failed in a file that can be computed."""
     verdict: Verdict
@@ -106,6 +112,7 @@ class ArtifactResult:
             "structure": self.structure.as_dict(),
             "weights": None if self.weights is None else self.weights.as_dict(),
             "logits": [result.as_dict() for result in self.logits],
+            "execution": None if self.execution is None else self.execution.as_dict(),
             "bisection": None if self.bisection is None else self.bisection.as_dict(),
         }
 
@@ -360,8 +367,14 @@ class _Examined:
     profile: str | None
     structure: StructureResult
     weights: WeightsResult | None
+    kernels: Kernels | None = None
     logits: tuple[LogitsResult, ...] = ()
     bisection: Bisection | None = None
+
+    @property
+    def execution(self) -> Execution | None:
+        """What was executed so far, and what only checked; None for formats other than ONNX."""
+        return None if self.kernels is None else execution_of(self.kernels, self.logits)
 
     @property
     def is_exact(self) -> bool:
@@ -383,6 +396,7 @@ class _Examined:
             structure=self.structure,
             weights=self.weights,
             logits=self.logits,
+            execution=self.execution,
             bisection=self.bisection,
             verdict=self.verdict,
         )
@@ -399,6 +413,9 @@ class _Examined:
         for result in checked:
             if not result.passed:
                 yield Verdict(outcome=Outcome.FAIL, cause=Cause.FILE, reason=result.reason)
+        if self.execution is not None and self.execution.lacks_kernels:
+            reason = f"{self.execution.kernels.title} does not run the graph: {self.execution.kernels}"
+            yield Verdict(outcome=Outcome.FAIL, cause=Cause.FILE, reason=reason)
         if self.passed and not self.logits:
             reason = "; ".join(result.reason for result in reversed(checked))
             yield Verdict(outcome=Outcome.PASS, cause=None, reason=reason)
@@ -425,6 +442,7 @@ def _compared(reference: Reference, path: Path, options: VerifyOptions, progress
         profile=_profile(model, artifact),
         structure=structure,
         weights=weights,
+        kernels=look_at_kernels(artifact),
     )
 
 
@@ -492,6 +510,7 @@ class _Examination:
             noise_floor_wanted=options.noise_floor,
             recorded_noise_floor=reference.noise_floor,
             artifacts_are_computed=reference.is_at_hand,
+            decoded_positions=options.decoded_positions,
         )
         self._baselines: dict[str, Path | None] = {_format(path): path for path in options.baselines}
 

@@ -23,11 +23,14 @@ from tests.cli.command import run_here
 from tests.peers import onnxruntime_genai_builder
 from tests.support.checkpoints import Shape
 from tests.support.conversions import TINY, make_checkpoint, to_gguf
+from tests.support.onnx_faults import DECODE_FAULTS, plant
 from tests.support.planted_faults import DOWN, FAULTS, GATE_UP, NORM, SINKS
 
 MAX_TOKENS = 60
 """Of each of the eight quick prompts, where the built-in policy has to find sound artifacts sound."""
 QUICK = ("--max-tokens", str(MAX_TOKENS), "--threads", "1")
+DECODED = 128
+"""Positions of ONNX models that are also computed token by token."""
 SHORT = ("--max-tokens", "30", "--threads", "1")
 """Enough to find a fault."""
 
@@ -155,9 +158,9 @@ def test_onnxruntime_is_within_the_limits_of_a_runtime(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for the processor, exact, and one for DirectML, with float16."""
+    """A folder for the processor, exact, and two with float16, for DirectML and for CUDA."""
     folder = tmp_path_factory.mktemp("onnx")
-    for target in ("cpu", "directml"):
+    for target in ("cpu", "directml", "cuda"):
         assert run_here("to-onnx", TINY, "-o", folder / target, "--target", target).exit_code == 0
     return folder
 
@@ -167,13 +170,44 @@ def test_onnx_folder_for_the_processor_passes_in_both_runtimes(onnx: Path) -> No
     assert blamed(artifact) == ("pass", None)
     assert [result["runtime"] for result in artifact["logits"]] == ["onnxruntime", "onnxruntime-genai"]
     for result in artifact["logits"]:
-        total = next(item for item in result["comparisons"] if item["part"] == "total")
-        assert mean_kl(total) < 1e-9
+        found = {item["part"]: item for item in result["comparisons"]}
+        assert set(found) == {"total", "runtime", "decode", "cache"}
+        assert max(map(mean_kl, found.values())) < 1e-9
+        assert found["decode"]["summary"]["positions"] == DECODED - 4
+    execution = artifact["execution"]
+    assert execution["executed_on_target"] is True
+    assert [(run["provider"], run["decode_positions"]) for run in execution["runs"]] == [
+        ("CPUExecutionProvider", DECODED)
+    ] * 2
+
+
+@pytest.mark.parametrize("name", DECODE_FAULTS)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "onnxruntime-genai"])
+def test_fault_on_the_cache_alone_fails_and_is_named(name: str, runtime: str, onnx: Path, tmp_path: Path) -> None:
+    """All weights and all of the prefill are right; a chat would be wrong from the second token on."""
+    target, fault = DECODE_FAULTS[name]
+    folder = shutil.copytree(onnx / target, tmp_path / "faulty")
+    plant(folder, fault)
+    arguments = (folder, "--runtime", runtime, "--provider", "cpu", "--logits")
+    (artifact,) = verify(TINY, *arguments, exit_code=1)
+    assert blamed(artifact) == ("fail", "runtime")
+    reason = (
+        f"decode: token by token, {runtime} computes with the graph something else than the weights say: mean KL"
+    )
+    assert artifact["verdict"]["reason"].startswith(reason)
+    outcomes = {part: item["judgement"]["outcome"] for part, item in parts(artifact).items()}
+    assert {part for part, outcome in outcomes.items() if outcome != "pass"} == {"decode", "cache"}
 
 
 def test_onnx_folder_for_directml_passes_on_the_processor(onnx: Path) -> None:
     (artifact,) = verify(TINY, onnx / "directml", "--provider", "cpu")
     assert blamed(artifact) == ("pass", None)
+    assert artifact["execution"]["executed_on_target"] is False
+    assert artifact["execution"]["statement"] == (
+        "executed on CPUExecutionProvider (onnxruntime: prefill 897 positions, decode 128; onnxruntime-genai: "
+        "prefill 897 positions, decode 128); DirectML: kernels checked statically, onnxruntime 1.24 has them all, "
+        "not executed here"
+    )
     for result in artifact["logits"]:
         total = next(item for item in result["comparisons"] if item["part"] == "total")
         assert mean_kl(total) < 1e-4
@@ -184,6 +218,16 @@ def test_package_without_the_provider_of_a_folder_proves_nothing(onnx: Path) -> 
     (artifact,) = verify(TINY, onnx / "directml", "--runtime", "onnxruntime-genai", exit_code=1)
     assert blamed(artifact) == ("inconclusive", "evidence")
     assert "choose another provider with --provider" in artifact["verdict"]["reason"]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "onnxruntime-genai"])
+def test_folder_that_only_cuda_runs_proves_nothing_without_it(runtime: str, onnx: Path) -> None:
+    (artifact,) = verify(TINY, onnx / "cuda", "--runtime", runtime, "--provider", "cpu", exit_code=1)
+    assert artifact["weights"]["passed"] is True
+    assert artifact["execution"]["statement"] == (
+        "nothing executed; CUDA: kernels not checked: no list of them is known, not executed here"
+    )
+    assert blamed(artifact) == ("inconclusive", "evidence")
 
 
 def faulty(sound: Path, folder: Path, fault: str) -> Path:

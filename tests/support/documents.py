@@ -78,6 +78,7 @@ def artifact(name: str, outcome: str = "pass") -> dict[str, Any]:
     run = {
         "runtime": name, "artifact": name, "dtype": "float32", "imitates": None, "threads": 2, "provider": name,
         "status": "completed", "reason": None, "versions": {name: name},
+        "prefill_positions": 100, "decode_positions": 28,
     }  # fmt: skip
     verdict = {"outcome": outcome, "cause": None if passed else "file", "reason": name}
     return {
@@ -105,6 +106,11 @@ def artifact(name: str, outcome: str = "pass") -> dict[str, Any]:
                 "runs": [run, run | {"status": "missing", "reason": name}],
             }
         ],
+        "execution": {
+            "kernels": {"provider": name, "release": name, "missing": [name], "unchecked": None},
+            "runs": [{"runtime": name, "provider": name, "prefill_positions": 100, "decode_positions": 28}],
+            "executed_on_target": passed, "statement": name,
+        },
         "bisection": {
             "positions": 10,
             "finding": {

@@ -1,17 +1,44 @@
-"""Size of an ONNX folder, and memory of a GPU that its graph takes, by arithmetic on the configuration alone."""
+"""Size of an ONNX folder, and the memory that its graph takes, by arithmetic on the configuration alone."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gptoss_convert.checkpoint import SLIDING, ModelConfig, Role, inventory
+from gptoss_convert.checkpoint import ModelConfig, Role, inventory
 from gptoss_convert.encodings import ENCODINGS, Encoding
 from gptoss_convert.formats.huggingface import parse_config
 
 EXPERTS_AT_ONCE = 4
 """Experts of a layer that are decoded together: those that a token goes to, or a group."""
-INDEX_BYTES = 4
-"""Each code of an expert is looked up by an int32, and becomes a number of the type that is computed with."""
+CHUNK = 256
+"""Positions of a prompt that are computed at once."""
+SCORE_BYTES = 2 * 4
+"""Of each score of a query and a key: float32, what an operator reads and what it writes."""
+MATRICES = (Role.ATTENTION, Role.UNEMBEDDING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """What matters about a graph."""
+
+    experts: str
+    """Encoding of the expert matrices."""
+    others: str
+    """Encoding of all other matrices, and type of the cache."""
+    embedding: str
+    """Encoding of the embedding."""
+    is_standard: bool
+    """Of standard operators, which decode experts, write all scores of a chunk to memory, and write a new cache.
+    Kernels of attention and experts need no room for the former, and add to the cache in place."""
+    matrices: str | None = None
+    """Encoding of attention's matrices and the unembedding, if not that of all others."""
+    is_packed: bool = False
+    """Whether the runtime keeps a second copy of encoded matrices, in an order of its own."""
+
+    @property
+    def looked_up(self) -> int:
+        """Bytes of what a number of an expert is decoded by: an int32 index for MXFP4, else the number itself."""
+        return 4 if self.experts == "mxfp4" else ENCODINGS[self.others].nbytes((1,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,47 +46,43 @@ class Memory:
     """Bytes."""
 
     weights: int
+    packed: int
+    """Second copies of matrices."""
     decoded: int
     """Experts that are decoded at once, with the numbers that they are looked up by."""
+    scores: int
+    """Of a chunk with all positions, in one layer: no experts are decoded meanwhile."""
     cache: int
+    """Twice where the graph writes a new one."""
 
     @property
-    def gpu(self) -> int:
-        return self.weights + self.decoded + self.cache
+    def total(self) -> int:
+        return self.weights + self.packed + max(self.decoded, self.scores) + self.cache
 
 
-def memory(
-    config: ModelConfig,
-    *,
-    experts: Encoding,
-    others: Encoding,
-    context: int,
-    decodes: bool,
-    windowed_cache: bool,
-) -> Memory:
-    """Return what a graph takes with a cache of `context` positions.
+def memory(config: ModelConfig, graph: Graph, *, context: int) -> Memory:
+    """Return what a graph takes for a prompt that fills a cache of `context` positions."""
+    experts, others = ENCODINGS[graph.experts], ENCODINGS[graph.others]
 
-    Args:
-        config: the model.
-        experts: encoding of the expert matrices.
-        others: encoding of all others, and type of the cache.
-        context: positions.
-        decodes: whether experts are decoded by the graph; kernels that take them as they are decode in registers.
-        windowed_cache: whether layers with a sliding window keep no more positions than it has.
-    """
+    def encoding(role: Role) -> Encoding:
+        if role is Role.EMBEDDING:
+            return ENCODINGS[graph.embedding]
+        if graph.matrices is not None and role in MATRICES:
+            return ENCODINGS[graph.matrices]
+        return experts if role is Role.EXPERTS else others
+
+    stored = [(encoding(spec.role), spec.shape) for spec in inventory(config).values()]
+    packed = sum(found.nbytes(shape) for found, shape in stored if graph.is_packed and found.block > 1)
     number = others.nbytes((1,))
-    weights = sum(
-        (experts if spec.role is Role.EXPERTS else others).nbytes(spec.shape) for spec in inventory(config).values()
-    )
     largest = 2 * config.intermediate_size * config.hidden_size
-    kept = sum(
-        min(context, config.sliding_window) if windowed_cache and kind == SLIDING else context
-        for kind in config.layer_types
-    )
+    cache = 2 * config.num_hidden_layers * context * config.num_key_value_heads * config.head_dim * number
+    chunk = min(CHUNK, context)
     return Memory(
-        weights=weights,
-        decoded=EXPERTS_AT_ONCE * largest * (INDEX_BYTES + number) if decodes else 0,
-        cache=2 * kept * config.num_key_value_heads * config.head_dim * number,
+        weights=sum(found.nbytes(shape) for found, shape in stored),
+        packed=packed,
+        decoded=EXPERTS_AT_ONCE * largest * (graph.looked_up + number) if graph.is_standard else 0,
+        scores=config.num_attention_heads * chunk * context * SCORE_BYTES if graph.is_standard else 0,
+        cache=cache * 2 if graph.is_standard else cache,
     )
 
 
@@ -72,45 +95,45 @@ CONFIGS = {size: _config(size) for size in ("20b", "120b")}
 """Of the published models."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Row:
-    size: str
-    target: str
-    experts: str
-    decodes: bool
-    windowed_cache: bool
-
-
-_ROWS = (
-    _Row(size="20b", target="directml, webgpu", experts="mxfp4", decodes=True, windowed_cache=False),
-    _Row(size="20b", target="cuda", experts="mxfp4", decodes=False, windowed_cache=True),
-    _Row(size="120b", target="directml, webgpu", experts="mxfp4", decodes=True, windowed_cache=False),
-    _Row(size="120b", target="cuda", experts="mxfp4", decodes=False, windowed_cache=True),
-)
-_CONTEXTS = (4096, 32768, 131072)
+MXFP4 = Graph(experts="mxfp4", others="f16", embedding="f16", is_standard=True)
+GRAPHS = {
+    "directml, webgpu": (
+        MXFP4,
+        replace(MXFP4, others="f32", embedding="f32"),
+        replace(MXFP4, experts="int8-block"),
+        replace(MXFP4, experts="f16"),
+    ),
+    "cuda": (replace(MXFP4, is_standard=False),),
+    "cpu": (
+        Graph(experts="int8-block", others="f32", embedding="bf16", is_standard=False),
+        Graph(
+            experts="int4-block",
+            others="f32",
+            embedding="bf16",
+            is_standard=False,
+            matrices="int8-block",
+            is_packed=True,
+        ),
+    ),
+}
+"""By target."""
+CONTEXTS = (4096, 32768, 131072)
 
 
 def table() -> str:
     """The table of docs/onnx.md, in Markdown."""
     lines = [
-        "| model | target | experts | others, cache | files | GPU at 4,096 tokens | at 32,768 | at 131,072 |",
+        "| model | target | experts | others, cache | files | memory at 4,096 tokens | at 32,768 | at 131,072 |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in _ROWS:
-        needed = [
-            memory(
-                CONFIGS[row.size],
-                experts=ENCODINGS[row.experts],
-                others=ENCODINGS["f16"],
-                context=context,
-                decodes=row.decodes,
-                windowed_cache=row.windowed_cache,
-            )
-            for context in _CONTEXTS
-        ]
-        sizes = [needed[0].weights, *(item.gpu for item in needed)]
-        cells = [f"gpt-oss-{row.size}", row.target, row.experts, "f16", *(f"{size / 1e9:.1f} GB" for size in sizes)]
-        lines.append(f"| {' | '.join(cells)} |")
+    for size, config in CONFIGS.items():
+        for target, graphs in GRAPHS.items():
+            for graph in graphs:
+                needed = [memory(config, graph, context=context) for context in CONTEXTS]
+                sizes = [needed[0].weights, *(item.total for item in needed)]
+                experts = graph.experts.removesuffix("-block")
+                cells = [f"gpt-oss-{size}", target, experts, graph.others]
+                lines.append(f"| {' | '.join(cells + [f'{nbytes / 1e9:.1f} GB' for nbytes in sizes])} |")
     return "\n".join(lines) + "\n"
 
 

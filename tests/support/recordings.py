@@ -1,6 +1,6 @@
 """Small recordings, made from numbers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def recording(
     rest: NDArray[Any] | None = None,
     routing: NDArray[Any] | None = None,
     margins: NDArray[Any] | None = None,
+    prefixes: Sequence[int] | None = None,
 ) -> Recording:
     """A recording of prompts of these lengths in a new folder.
 
@@ -43,6 +44,7 @@ def recording(
         rest: [positions], the log-probability of all others together.
         routing: [positions, layers, experts per token].
         margins: [positions, layers].
+        prefixes: positions of each prompt that are not decoded; None for all.
     """
     folder.mkdir(parents=True)
     if listed is not None:
@@ -50,22 +52,30 @@ def recording(
         logprobs = np.take_along_axis(logprobs, tokens, axis=1)
     with RecordingWriter(folder, lengths) as writer:
         start = 0
-        for number, length in enumerate(lengths):
-            rows = slice(start, start + length)
+        for number, (first, last) in _pieces(lengths, prefixes):
+            rows = slice(start + first, start + last)
             writer.add(
                 Scores(
                     prompt=number,
-                    start=0,
+                    start=first,
                     logprobs=logprobs[rows].astype(np.float32),
                     tokens=None if tokens is None else tokens[rows].astype(np.int32),
                     rest=None if rest is None else rest[rows].astype(np.float32),
                     routing=None if routing is None else routing[rows].astype(np.int16),
                     router_margins=None if margins is None else margins[rows].astype(np.float32),
+                    decoded=prefixes is not None and first >= prefixes[number],
                 )
             )
-            start += length
+            start += last if last == lengths[number] else 0
         writer.finish()
     return Recording(folder)
+
+
+def _pieces(lengths: Sequence[int], prefixes: Sequence[int] | None) -> Iterator[tuple[int, tuple[int, int]]]:
+    for number, length in enumerate(lengths):
+        prefix = length if prefixes is None else prefixes[number]
+        ends = [*([(0, prefix)] if prefix else []), *((place, place + 1) for place in range(prefix, length))]
+        yield from ((number, piece) for piece in ends)
 
 
 def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

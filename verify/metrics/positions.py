@@ -80,11 +80,13 @@ class PositionFigures:
     test_right: Flags
     centred: CentredErrors | None
     """None unless both recordings are whole."""
+    chosen: Flags
+    """Positions that the comparison is about."""
 
     @property
     def scored(self) -> Flags:
         """Positions that count: not those at the beginning of a prompt."""
-        return self.place >= SKIPPED
+        return np.asarray((self.place >= SKIPPED) & self.chosen)
 
     @property
     def comparable(self) -> Flags:
@@ -98,7 +100,12 @@ class PositionFigures:
 
 
 def position_figures(
-    reference: Recording, test: Recording, prompts: PromptSet, *, named_tokens: Flags | None = None
+    reference: Recording,
+    test: Recording,
+    prompts: PromptSet,
+    *,
+    named_tokens: Flags | None = None,
+    chosen: Flags | None = None,
 ) -> PositionFigures:
     """Compare two recordings of `prompts`, a few positions at a time.
 
@@ -108,6 +115,7 @@ def position_figures(
         prompts: the prompts of both.
         named_tokens: [vocabulary]: tokens that may stand in the lists of the likeliest; None for all. Rows of ids
             that are reserved were never trained, and noise in them says nothing.
+        chosen: [positions]: those that count; None for all.
 
     Raises:
         VerificationError: the recordings are not of these prompts, or not over the same vocabulary.
@@ -135,6 +143,7 @@ def position_figures(
         prompt=reference.prompt_of_position,
         place=reference.place_in_prompt,
         centred=CentredErrors(**_joined(centred)) if whole else None,
+        chosen=np.ones(reference.positions, np.bool_) if chosen is None else chosen,
         **_joined(figures),
     )
 

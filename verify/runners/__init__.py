@@ -39,6 +39,8 @@ class Runtime:
     departures: tuple[Departure, ...] = ()
     has_providers: bool = False
     """It computes by execution providers, of which one can be chosen."""
+    decodes: bool = False
+    """It can be told where to go on token by token; its KV cache is part of the artifact, and has to be judged."""
 
     @property
     def is_installed(self) -> bool:
@@ -95,6 +97,7 @@ RUNTIMES: dict[str, Runtime] = {
             needs=(("onnxruntime",),),
             install="pip install onnxruntime",
             has_providers=True,
+            decodes=True,
         ),
         Runtime(
             name="onnxruntime-genai",
@@ -103,6 +106,7 @@ RUNTIMES: dict[str, Runtime] = {
             needs=(("onnxruntime_genai",),),
             install="pip install onnxruntime-genai",
             has_providers=True,
+            decodes=True,
         ),
     )
 }

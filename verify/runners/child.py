@@ -65,6 +65,10 @@ class Result:
     """Execution provider that computes; None for runtimes that have none."""
     load_seconds: float | None = None
     run_seconds: float | None = None
+    prefill_positions: int | None = None
+    """Positions that were computed together with others; None if the run was not completed."""
+    decode_positions: int | None = None
+    """Positions that were computed one by one, on the KV cache of those before."""
     memory: PeakMemory | None = None
     error: str | None = None
     """Why there is no recording: one line."""
@@ -115,6 +119,7 @@ def _record(request: Request, folder: Path, result: Result) -> None:
         for scores in session.run(request.prompts):
             writer.add(scores)
         writer.finish()
+        result.prefill_positions, result.decode_positions = writer.prefilled, writer.decoded
         result.run_seconds = time.perf_counter() - begin
 
 

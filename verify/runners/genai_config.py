@@ -13,6 +13,7 @@ import msgspec
 from gptoss_convert.assets import read_small_file
 from gptoss_convert.checkpoint import LARGEST_LAYER_COUNT
 from gptoss_convert.errors import InputError
+from gptoss_convert.verify.runners.providers import provider_named
 
 GENAI_CONFIG = "genai_config.json"
 
@@ -71,6 +72,12 @@ class Decoder(msgspec.Struct, frozen=True):
         """Return for how many positions the cache of a layer has room before the first."""
         window = self.sliding_window
         return window.window_size if window is not None and layer in window.layers else 0
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that the folder is made for, by onnxruntime's name."""
+        names = [name for options in self.session_options.provider_options for name in options]
+        return provider_named(names[0] if names else "cpu")
 
 
 class Model(msgspec.Struct, frozen=True):

@@ -66,6 +66,10 @@ class Run:
     """Execution provider that computed; None for runtimes that have none, or if it was not loaded."""
     load_seconds: float | None = None
     run_seconds: float | None = None
+    prefill_positions: int | None = None
+    """Positions that were computed together with others; None if it was not completed."""
+    decode_positions: int | None = None
+    """Positions that were computed one by one, on the KV cache of those before."""
     memory: PeakMemory | None = None
     """Peak of the process; None if it did not live to tell."""
 
@@ -131,6 +135,8 @@ def run_in_child(
         provider=result.provider,
         load_seconds=result.load_seconds,
         run_seconds=result.run_seconds,
+        prefill_positions=result.prefill_positions,
+        decode_positions=result.decode_positions,
         memory=result.memory,
     )
 

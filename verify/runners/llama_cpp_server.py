@@ -72,15 +72,18 @@ class _Session:
         is_whole = self._vocab <= LARGEST_WHOLE_VOCABULARY
         # One more than there are, so that a model with more tokens is found out.
         tokens, logprobs = self._next_token(prefix, self._vocab + 1 if is_whole else LIKELIEST)
+        start = len(prefix) - 1
         if not is_whole:
-            return Scores(prompt=prompt, start=len(prefix) - 1, logprobs=logprobs[None], tokens=tokens[None])
+            return Scores(
+                prompt=prompt, start=start, logprobs=logprobs[None], tokens=tokens[None], decoded=start > 0
+            )
         if not np.array_equal(np.sort(tokens), np.arange(self._vocab)):
             raise InputError(
                 "llama.cpp has other tokens", file=self._artifact, found=len(tokens), expected=self._vocab
             )
         by_token = np.empty((1, self._vocab), np.float32)
         by_token[0, tokens] = logprobs
-        return Scores(prompt=prompt, start=len(prefix) - 1, logprobs=by_token)
+        return Scores(prompt=prompt, start=start, logprobs=by_token, decoded=start > 0)
 
     def _next_token(self, prefix: list[int], count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Return the likeliest tokens and their log-probabilities, both [count], best first."""

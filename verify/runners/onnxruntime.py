@@ -22,8 +22,9 @@ from gptoss_convert.verify.runners.genai_config import (
     read_genai_config,
 )
 from gptoss_convert.verify.runners.logits import log_softmax
+from gptoss_convert.verify.runners.pieces import pieces
 from gptoss_convert.verify.runners.protocol import Scores, Settings
-from gptoss_convert.verify.runners.providers import provider_named
+from gptoss_convert.verify.runners.providers import provider_named, require_kernels_of_folder
 
 BEST_FIRST = (
     "CUDAExecutionProvider",
@@ -32,7 +33,8 @@ BEST_FIRST = (
     "CoreMLExecutionProvider",
     "CPUExecutionProvider",
 )
-"""Execution providers, of which the first that is installed is taken unless another one is chosen."""
+"""Execution providers, of which the first that is installed is taken where that of the folder is not, and no
+other one is chosen."""
 MOST_POSITIONS = 64
 """Positions that are computed at once; the logits of each take 804 kB with the real vocabulary."""
 
@@ -61,6 +63,8 @@ class OnnxruntimeRunner:
         """Load the graph. The log tells the execution providers that it is run with.
 
         Raises:
+            ImportError: the graph is made for another execution provider than the one it would be run with, which
+                has no kernel for it.
             InputError: the graph or genai_config.json is damaged, or onnxruntime refuses it.
             UnsupportedError: the execution provider is not there, or the graph asks for something unknown.
         """
@@ -70,7 +74,9 @@ class OnnxruntimeRunner:
         types = {node.name: _numpy_type(node, artifact) for node in session.get_inputs()}
         outputs = [node.name for node in session.get_outputs()]
         _require_known_names(artifact, config.model.decoder, types.keys(), outputs)
-        yield _Session(artifact=artifact, config=config, session=session, types=types, outputs=outputs)
+        yield _Session(
+            artifact=artifact, config=config, settings=settings, session=session, types=types, outputs=outputs
+        )
 
 
 RUNNER = OnnxruntimeRunner()
@@ -80,6 +86,7 @@ RUNNER = OnnxruntimeRunner()
 class _Session:
     artifact: Path
     config: GenaiConfig
+    settings: Settings
     session: Any
     types: Mapping[str, Any]
     """numpy's types of the inputs, by name."""
@@ -92,12 +99,12 @@ class _Session:
         return str(self.session.get_providers()[0])
 
     def run(self, prompts: Sequence[Sequence[int]]) -> Iterator[Scores]:
-        step = self.config.positions_at_once(MOST_POSITIONS)
+        most = self.config.positions_at_once(MOST_POSITIONS)
         for prompt, ids in enumerate(prompts):
             past = self._empty_past()
-            for start in range(0, len(ids), step):
-                logits, past = self._compute(ids[start : start + step], start, past)
-                yield Scores(prompt=prompt, start=start, logprobs=log_softmax(logits))
+            for piece in pieces(self.settings, prompt, len(ids), most):
+                logits, past = self._compute(ids[piece.start : piece.stop], piece.start, past)
+                yield Scores(prompt=prompt, start=piece.start, logprobs=log_softmax(logits), decoded=piece.decoded)
 
     def _empty_past(self) -> dict[str, NDArray[Any]]:
         """Return the cache before the first position: by name, [1, heads, positions, head size]."""
@@ -178,10 +185,11 @@ def _load(graph: Path, config: GenaiConfig, settings: Settings) -> Any:
     options.add_session_config_entry("session.disable_prepacking", prepacking)
     if settings.threads:
         options.intra_op_num_threads = settings.threads
-    provider = _provider(onnxruntime.get_available_providers(), settings.provider)
+    provider = _provider(onnxruntime.get_available_providers(), settings.provider, config.model.decoder.provider)
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=[provider])
     except _errors() as error:
+        require_kernels_of_folder(error, provider, config.model.decoder.provider)
         raise InputError("onnxruntime does not load it", file=graph, found=error) from error
     if provider not in session.get_providers():  # it goes on without
         raise UnsupportedError(
@@ -190,14 +198,14 @@ def _load(graph: Path, config: GenaiConfig, settings: Settings) -> Any:
     return session
 
 
-def _provider(available: Sequence[str], chosen: str | None) -> str:
-    """Return the execution provider to run with.
+def _provider(available: Sequence[str], chosen: str | None, made_for: str) -> str:
+    """Return the execution provider to run with: the chosen one, the one that the folder is made for, or the best.
 
     Raises:
         UnsupportedError: the chosen one is not installed.
     """
     if chosen is None:
-        return next(provider for provider in BEST_FIRST if provider in available)
+        return next(provider for provider in (made_for, *BEST_FIRST) if provider in available)
     provider = provider_named(chosen)
     if provider not in available:
         raise UnsupportedError(

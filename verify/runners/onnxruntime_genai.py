@@ -15,8 +15,9 @@ import numpy as np
 from gptoss_convert.errors import InputError, UnsupportedError
 from gptoss_convert.verify.runners.genai_config import GenaiConfig, bytes_of_folder, read_genai_config
 from gptoss_convert.verify.runners.logits import log_softmax
+from gptoss_convert.verify.runners.pieces import pieces
 from gptoss_convert.verify.runners.protocol import Scores, Settings
-from gptoss_convert.verify.runners.providers import PROVIDERS, provider_named
+from gptoss_convert.verify.runners.providers import PROVIDERS, provider_named, require_kernels_of_folder
 
 MOST_POSITIONS = 64
 """Positions that are computed at once; the logits of each take 804 kB with the real vocabulary."""
@@ -46,7 +47,8 @@ class OnnxruntimeGenaiRunner:
         """Load the graph.
 
         Raises:
-            ImportError: the installed package lacks the execution provider that the folder is made for.
+            ImportError: the installed package lacks the execution provider that the folder is made for, or the
+                chosen one has no kernel for the graph.
             InputError: the graph or genai_config.json is damaged, or onnxruntime refuses it.
         """
         config = read_genai_config(artifact)
@@ -56,8 +58,11 @@ class OnnxruntimeGenaiRunner:
         try:
             model = genai.Model(_configuration(genai, artifact, settings))
         except (RuntimeError, ValueError) as error:
+            if settings.provider is not None:
+                made_for = config.model.decoder.provider
+                require_kernels_of_folder(error, provider_named(settings.provider), made_for)
             raise InputError("onnxruntime-genai does not load it", file=artifact, found=error) from error
-        yield _Session(artifact=artifact, config=config, genai=genai, model=model)
+        yield _Session(artifact=artifact, config=config, settings=settings, genai=genai, model=model)
 
 
 RUNNER = OnnxruntimeGenaiRunner()
@@ -67,6 +72,7 @@ RUNNER = OnnxruntimeGenaiRunner()
 class _Session:
     artifact: Path
     config: GenaiConfig
+    settings: Settings
     genai: Any
     model: Any
 
@@ -88,9 +94,9 @@ class _Session:
         room = max(decoder.cache_capacity(layer) for layer in range(decoder.num_hidden_layers))
         parameters.set_search_options(max_length=max(len(ids) + 1, room))  # it makes no cache larger than this
         generator = self.genai.Generator(self.model, parameters)
-        step = self.config.positions_at_once(MOST_POSITIONS)
-        for start in range(0, len(ids), step):
-            part = np.array(ids[start : start + step], np.int32)
+        most = self.config.positions_at_once(MOST_POSITIONS)
+        for piece in pieces(self.settings, prompt, len(ids), most):
+            part = np.array(ids[piece.start : piece.stop], np.int32)
             generator.append_tokens(part)
             logits = np.asarray(generator.get_output(decoder.outputs.logits))
             expected = (1, len(part), self.config.model.vocab_size)
@@ -101,7 +107,7 @@ class _Session:
                     found=logits.shape,
                     expected=expected,
                 )
-            yield Scores(prompt=prompt, start=start, logprobs=log_softmax(logits[0]))
+            yield Scores(prompt=prompt, start=piece.start, logprobs=log_softmax(logits[0]), decoded=piece.decoded)
 
 
 def _require_providers(genai: Any, config: GenaiConfig) -> None:

@@ -25,6 +25,9 @@ class Settings:
     provider: str | None = None
     """Execution provider of ONNX runtimes, by onnxruntime's name or as cpu, cuda, dml, webgpu; None for what the
     runtime takes by itself."""
+    prefixes: tuple[int, ...] | None = None
+    """Of each prompt, how many positions are computed together; the others are decoded: computed one by one, on the
+    KV cache of those before. None for all together. Runtimes with `decodes` can."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,6 +52,8 @@ class Scores:
     router_margins: NDArray[np.float32] | None = None
     """[positions, layers]: router logit of the last expert that was chosen minus that of the best one that was
     not; None if the runtime does not tell."""
+    decoded: bool = False
+    """The positions were computed one by one, on the KV cache of those before."""
 
 
 class Session(Protocol):

@@ -27,7 +27,7 @@ def policy(
     quick = Evidence(positions=200, prompts=4, coverage=0.9)
     return Policy(
         version=1,
-        evidence=_EvidenceByPreset(positions=1000, prompts=16, coverage=0.95, quick=quick),
+        evidence=_EvidenceByPreset(positions=1000, prompts=16, coverage=0.95, quick=quick, decode=quick),
         near_ties=NearTies(margin=0.1),
         routing=RoutingPolicy(
             fragile_margin=0.01, largest_share=largest_share, least_positions=least_positions, largest_kl=largest_kl

@@ -11,9 +11,10 @@ import pytest
 
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.formats import open_checkpoint
+from gptoss_convert.verify.decode import Decoding, choose_decoding
 from gptoss_convert.verify.judgement import Outcome
 from gptoss_convert.verify.logits import Examiner, LogitsResult, Subject
-from gptoss_convert.verify.parts import ARITHMETIC, CONVERSION, DEPARTURES, FILE, RUNTIME, TOTAL
+from gptoss_convert.verify.parts import ARITHMETIC, CACHE, CONVERSION, DECODE, DEPARTURES, FILE, RUNTIME, TOTAL
 from gptoss_convert.verify.policy import Policy, default_policy
 from gptoss_convert.verify.runners import RUNTIMES
 from gptoss_convert.verify.runners.launch import Run, Status
@@ -36,7 +37,9 @@ FAR, NEAR = 0.8, 0.01
 """Sizes of an error beyond all limits, and within all but those of an equal file."""
 ROUTES = np.tile(np.arange(4), (POSITIONS, LAYERS, 1))
 MARGINS = np.ones((POSITIONS, LAYERS))
-LLAMA_CPP, TRANSFORMERS, REFERENCE = (RUNTIMES[name] for name in ("llama.cpp", "transformers", "reference"))
+LLAMA_CPP, TRANSFORMERS, ONNXRUNTIME, REFERENCE = (
+    RUNTIMES[name] for name in ("llama.cpp", "transformers", "onnxruntime", "reference")
+)
 ARTIFACT, BEST = Path("artifact"), Path("best")
 
 
@@ -126,6 +129,37 @@ class Bench:
         self.put("reference", ARTIFACT, file)
         self.put("reference", ARTIFACT, file + departures, imitates="llama.cpp")
         self.put("llama.cpp", ARTIFACT, file + departures + runtime, **of_runtime)
+
+    def put_decoded(self, error: Any = 0.0, *, status: Status = Status.COMPLETED) -> None:
+        """Put a run of the artifact in onnxruntime token by token, whose logits have `error` where it decodes."""
+        decoding = self.decoding
+        starts = np.cumsum([0, *LENGTHS])
+        rows = np.concatenate(
+            [starts[i] + np.arange(n) for i, n in zip(decoding.indices, decoding.lengths, strict=True)]
+        )
+        decoded = np.concatenate(
+            [np.arange(n) >= prefix for n, prefix in zip(decoding.lengths, decoding.prefixes, strict=True)]
+        )
+        settings = Settings(prefixes=decoding.prefixes)
+        folder = self.folder / "decoded"
+        if status is Status.COMPLETED:
+            logits = TRUE[rows] + decoded[:, None] * (error if np.ndim(error) == 0 else error[rows])
+            recording(folder, decoding.lengths, log_softmax(logits), prefixes=decoding.prefixes)
+        self.made["onnxruntime", ARTIFACT.absolute(), settings] = Run(
+            runtime="onnxruntime",
+            artifact=ARTIFACT,
+            settings=settings,
+            folder=folder,
+            status=status,
+            reason=None if status is Status.COMPLETED else "because of what it says",
+        )
+
+    @property
+    def decoding(self) -> Decoding:
+        prompts = replace(prompt_set(IDS), name="quick")
+        found = choose_decoding(prompts, self.reference.config.sliding_window)
+        assert found is not None
+        return found
 
     def put_noise(self, error: Any) -> None:
         self.put("reference", self.reference.path, error, dtype="bfloat16")
@@ -450,3 +484,72 @@ def test_result_is_json(bench: Bench) -> None:
     msgspec.json.encode(document)
     assert list(document) == ["runtime", "verdict", "noise_floor", "comparisons", "runs"]
     assert [item["imitates"] for item in document["runs"]] == [None, None, "llama.cpp"]
+
+
+# --- token by token
+
+
+def test_decoding_is_held_against_the_reference_and_the_prefill(bench: Bench) -> None:
+    bench.put("reference", bench.reference.path)
+    bench.put("onnxruntime", ARTIFACT, NEAR * ERROR)
+    bench.put_decoded(NEAR * OTHER_ERROR)
+    result = bench.examine(ONNXRUNTIME)
+    assert outcomes(result) == dict.fromkeys((TOTAL, RUNTIME, DECODE, CACHE), Outcome.PASS)
+    decode, cache = result.comparison(DECODE), result.comparison(CACHE)
+    assert decode is not None
+    assert cache is not None
+    assert decode.mean_kl is not None
+    scored = sum(
+        length - max(prefix, 4)
+        for length, prefix in zip(bench.decoding.lengths, bench.decoding.prefixes, strict=True)
+    )
+    assert decode.summary.positions == cache.summary.positions == scored
+    assert result.verdict.reason.endswith(f"; token by token as well, {decode.mean_kl:.2g}")
+
+
+def test_deviation_on_the_cache_alone_fails_and_is_named(bench: Bench) -> None:
+    bench.put("reference", bench.reference.path)
+    bench.put("onnxruntime", ARTIFACT, NEAR * ERROR)
+    bench.put_decoded(FAR * OTHER_ERROR)
+    bench.put_noise(NEAR * OTHER_ERROR)
+    result = bench.examine(ONNXRUNTIME)
+    assert outcomes(result) == {
+        TOTAL: Outcome.PASS,
+        RUNTIME: Outcome.PASS,
+        DECODE: Outcome.FAIL,
+        CACHE: Outcome.FAIL,
+    }
+    assert (result.verdict.outcome, result.verdict.cause) == (Outcome.FAIL, Cause.RUNTIME)
+    assert result.verdict.reason.startswith(
+        "decode: token by token, onnxruntime computes with the graph something else than the weights say: mean KL"
+    )
+
+
+def test_positions_before_the_cache_is_used_are_not_taken_for_decoded(bench: Bench) -> None:
+    """A prefill that deviates is not what is judged as decoding."""
+    bench.put("reference", bench.reference.path)
+    bench.put("onnxruntime", ARTIFACT, FAR * ERROR)
+    bench.put_decoded()
+    bench.put_noise(NEAR * OTHER_ERROR)
+    result = bench.examine(ONNXRUNTIME)
+    assert outcomes(result)[DECODE] is Outcome.PASS
+    assert (outcomes(result)[RUNTIME], outcomes(result)[CACHE]) == (Outcome.FAIL, Outcome.FAIL)
+    assert result.verdict.reason.startswith("onnxruntime computes with the graph something else than")
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"), [(Status.CRASHED, Outcome.FAIL), (Status.TIMED_OUT, Outcome.INCONCLUSIVE)]
+)
+def test_decoding_that_does_not_end_well_is_told(bench: Bench, status: Status, outcome: Outcome) -> None:
+    bench.put("reference", bench.reference.path)
+    bench.put("onnxruntime", ARTIFACT)
+    bench.put_decoded(status=status)
+    result = bench.examine(ONNXRUNTIME)
+    assert result.verdict.outcome is outcome
+    assert f"in onnxruntime, decode (token by token): {status}, because" in result.verdict.reason
+
+
+def test_nothing_is_decoded_if_nobody_wants_it(bench: Bench) -> None:
+    bench.put("reference", bench.reference.path)
+    bench.put("onnxruntime", ARTIFACT)
+    assert set(outcomes(bench.examine(ONNXRUNTIME, decoded_positions=0))) == {TOTAL, RUNTIME}

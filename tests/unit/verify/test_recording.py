@@ -6,6 +6,8 @@ import pytest
 from gptoss_convert.errors import InputError
 from gptoss_convert.verify.recording import Recording, RecordingWriter
 from gptoss_convert.verify.runners.protocol import Scores
+from tests.support.recordings import log_softmax
+from tests.support.recordings import recording as made
 
 LENGTHS = (3, 5)
 VOCAB = 11
@@ -104,3 +106,48 @@ def test_damaged_facts_are_refused(tmp_path, facts):
     (tmp_path / "logprobs.f32").write_bytes(b"\0\0\0\0")
     with pytest.raises(InputError):
         Recording(tmp_path)
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """Three prompts of 4, 6 and 5 positions, of which the second is decoded from its third position on."""
+    random = np.random.default_rng(2)
+    logprobs = log_softmax(random.normal(size=(15, VOCAB)))
+    return made(
+        tmp_path / "whole",
+        (4, 6, 5),
+        logprobs,
+        routing=random.integers(0, 8, (15, 2, 1)),
+        margins=random.random((15, 2)),
+        prefixes=(4, 2, 5),
+    )
+
+
+def test_decoded_positions_are_known(whole):
+    assert np.flatnonzero(whole.decoded()).tolist() == [6, 7, 8, 9]
+
+
+def test_positions_are_counted_as_they_were_computed(tmp_path):
+    with RecordingWriter(tmp_path, (2,)) as writer:
+        for start in range(2):
+            writer.add(Scores(prompt=0, start=start, logprobs=np.zeros((1, 3), np.float32), decoded=start == 1))
+        assert (writer.prefilled, writer.decoded) == (1, 1)
+
+
+def test_an_excerpt_has_the_rows_of_its_prompts(whole):
+    part = whole.excerpt([2, 1], [3, 5])
+    rows = [10, 11, 12, 4, 5, 6, 7, 8]
+    assert (part.prompt_lengths, part.positions) == ((3, 5), 8)
+    assert part.place_in_prompt.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
+    everything = whole.distributions(0, 15).logprobs
+    for start, stop in ((0, 8), (2, 4), (0, 3), (4, 7), (3, 3)):
+        np.testing.assert_array_equal(part.distributions(start, stop).logprobs, everything[rows[start:stop]])
+    np.testing.assert_array_equal(part.routing(), whole.routing()[rows])
+    np.testing.assert_array_equal(part.router_margins(), whole.router_margins()[rows])
+    assert part.decoded().tolist() == [False] * 5 + [True] * 3
+    assert whole.positions == 15
+
+
+def test_an_excerpt_is_no_longer_than_the_prompts(whole):
+    with pytest.raises(ValueError, match="no excerpt"):
+        whole.excerpt([0], [5])

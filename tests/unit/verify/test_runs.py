@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from gptoss_convert.errors import BudgetError
+from gptoss_convert.verify.decode import Decoding
 from gptoss_convert.verify.runners import Runtime
 from gptoss_convert.verify.runners.launch import Status
 from gptoss_convert.verify.runs import Runs
@@ -89,3 +90,13 @@ def test_recordings_have_to_fit_on_the_disk(
     ):
         runs.of(SCRIPTED, Path("model"))
     assert not runs.made
+
+
+def test_decoding_is_a_run_of_its_own(runs: Runs, said: list[str]) -> None:
+    decoding = Decoding(prompts=prompt_set([[0, 1]]), indices=(1,), prefixes=(1,))
+    assert runs.of(SCRIPTED, Path("model")) is not (run := runs.decoded(SCRIPTED, Path("model"), decoding))
+    assert runs.decoded(SCRIPTED, Path("model"), decoding) is run
+    assert (run.settings.prefixes, run.recording().prompt_lengths) == ((1,), (2,))
+    assert said[1] == "running model in scripted token by token: 1 positions"
+    runs.forget(Path("model"))
+    assert runs.made == {}

@@ -22,6 +22,7 @@ def figures(seed=0, **changes):
     reference = -random.exponential(size=COUNT)
     values = {
         "prompt": np.repeat(np.arange(len(LENGTHS)), LENGTHS),
+        "chosen": np.ones(COUNT, bool),
         "place": np.concatenate([np.arange(length) for length in LENGTHS]),
         "nan": np.zeros(COUNT, bool),
         "infinite": np.zeros(COUNT, bool),

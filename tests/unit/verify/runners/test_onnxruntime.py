@@ -116,6 +116,20 @@ def test_every_chunk_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.exp(logprobs).sum(axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.parametrize("prefix", [0, 2, 3, 4])
+def test_what_follows_a_prefix_is_computed_one_by_one_on_the_cache(prefix: int, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    config = json.loads((folder / "genai_config.json").read_text())
+    write_config(folder, config["model"]["decoder"], chunk=None)
+    with opened(folder, prefixes=(prefix,)) as session:
+        found = list(session.run([IDS]))
+    pieces = [(item.start, len(item.logprobs), item.decoded) for item in found]
+    assert pieces == [(0, prefix, False)][: bool(prefix)] + [(place, 1, True) for place in range(prefix, 4)]
+    logprobs = np.concatenate([item.logprobs for item in found])
+    decoded = logprobs[prefix:] - logprobs[prefix:, 3:]
+    np.testing.assert_allclose(decoded, np.array(EXPECTED)[prefix:], atol=1e-5)
+
+
 def test_cache_of_a_window_starts_with_zeros(tmp_path: Path) -> None:
     window = {"window_size": 3, "layers": [0]}
     [first, *_, last] = scores(write_folder(tmp_path, sliding_window=window), list(range(10)))
@@ -172,6 +186,25 @@ def test_logits_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
     write_config(folder, config["model"]["decoder"], vocab=5)
     with pytest.raises(UnsupportedError, match=r"found \(1, 1, 4\), expected \(1, 1, 5\)"):
         scores(folder, IDS)
+
+
+@pytest.mark.parametrize(("made_for", "error"), [("cuda", ImportError), ("cpu", InputError)])
+def test_graph_without_kernels_is_to_blame_only_where_it_is_made_for_the_provider(
+    made_for: str, error: type[Exception], tmp_path: Path
+) -> None:
+    options = {"provider_options": [] if made_for == "cpu" else [{made_for: {}}]}
+    folder = write_folder(tmp_path, session_options=options)
+    model = onnx.load(folder / "graph.onnx")
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    node = helper.make_node(
+        "BiasAdd", ["logits_wide", "bias", "logits_wide"], ["sum_of_all"], domain="com.microsoft"
+    )
+    model.graph.node.append(node)  # which CUDA has
+    model.graph.initializer.append(helper.make_tensor("bias", TensorProto.FLOAT, [4], [0.0] * 4))
+    model.graph.output.append(helper.make_tensor_value_info("sum_of_all", TensorProto.FLOAT, (1, "positions", 4)))
+    onnx.save(model, folder / "graph.onnx")
+    with pytest.raises(error, match="NOT_IMPLEMENTED"), opened(folder):
+        pass
 
 
 def test_damaged_graph_is_refused(tmp_path: Path) -> None:
