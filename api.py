@@ -66,6 +66,8 @@ def convert(
     scales_from: Location | Checkpoint | None = None,
     manifest: bool = False,
     replace: bool = False,
+    resume: bool = False,
+    recheck: bool = True,
     resources: Resources | None = None,
     progress: Progress = ignore_progress,
 ) -> Converted:
@@ -80,6 +82,8 @@ def convert(
         scales_from: model in MXFP4 that the source was decoded or tuned from (to MXFP4 only).
         manifest: also write a manifest with the hashes of files and tensors.
         replace: whether an existing output may be replaced.
+        resume: whether to go on where an earlier run with the same arguments was stopped, if one was.
+        recheck: whether the output is read again and compared before it gets its name.
         resources: how many pieces at once, and memory for them.
         progress: is told what has been written.
 
@@ -99,7 +103,7 @@ def convert(
     )
     if manifest:
         plan = plan.with_manifest()
-    report = execute(plan, resources=resources, replace=replace, progress=progress)
+    report = execute(plan, resources=resources, replace=replace, resume=resume, recheck=recheck, progress=progress)
     return Converted(plan=plan, report=report)
 
 

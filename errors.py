@@ -8,6 +8,8 @@ character through to a terminal.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -115,6 +117,15 @@ class BudgetError(GptossConvertError):
     """The work does not fit the memory or disk budget that was given."""
 
     exit_code = 6
+
+
+@contextmanager
+def as_output_error(path: Path) -> Iterator[None]:
+    """Turn an `OSError` into an `OutputError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write: {error.strerror or error}", file=path) from error
 
 
 def printable(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from gptoss_convert import console
-from gptoss_convert.errors import GptossConvertError, InputError
+from gptoss_convert.errors import BudgetError, GptossConvertError, InputError
 from gptoss_convert.process import INTERNAL_ERROR, OutputStreamError
 from gptoss_convert.sizes import parse_size
 
@@ -105,6 +105,11 @@ def common_options(command: Command) -> Command:
             sys.exit(InputError.exit_code)
         except (KeyboardInterrupt, click.ClickException, click.exceptions.Exit, SystemExit):
             raise
+        except MemoryError:
+            if debug:
+                traceback.print_exc()
+            console.print_error(BudgetError("memory is not enough", hint="allow less with --max-memory or --jobs"))
+            sys.exit(BudgetError.exit_code)
         except Exception as error:
             if debug:
                 traceback.print_exc()
@@ -149,6 +154,16 @@ def conversion_options(command: Command) -> Command:
             help="[output] Then compare structure and weights of what was written with SRC, as verify --weights "
             "does. If they differ, the exit code is 1, and the output stays.",
         ),
+        click.option(
+            "--resume",
+            is_flag=True,
+            help="[output] Go on where a run with the same options was stopped, if one was.",
+        ),
+        click.option(
+            "--no-recheck",
+            is_flag=True,
+            help="[output] Do not read the output again before it gets its name.",
+        ),
         click.option("--dry-run", is_flag=True, help="[output] Print what would be written, and write nothing."),
         click.option("--force", is_flag=True, help="[output] Replace an existing output."),
         click.option(
@@ -181,6 +196,8 @@ class RunOptions:
     tokenizer: Path | None
     allow_lossy_source: bool
     force: bool
+    resume: bool
+    no_recheck: bool
     dry_run: bool
     manifest: bool
     verify: bool

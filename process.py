@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -17,6 +19,16 @@ OUTPUT_FAILED = 5
 OVER_BUDGET = 6
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
+PROGRAM = "gptoss-convert"
+
+
+class Arguments(tuple[str, ...]):
+    """The command line as it was given, without the program's name."""
+
+    def command(self, *more: str) -> str:
+        """Return a command for the user's shell that has `more` arguments, unless it has them already."""
+        words = [PROGRAM, *self, *(word for word in more if word not in self)]
+        return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def run_command(command: click.Command, arguments: Sequence[str]) -> int:
@@ -31,7 +43,7 @@ def run_command(command: click.Command, arguments: Sequence[str]) -> int:
 
 def _run(command: click.Command, arguments: Sequence[str]) -> int:
     try:
-        command.main(args=list(arguments), prog_name="gptoss-convert", standalone_mode=False)
+        command.main(args=list(arguments), prog_name=PROGRAM, standalone_mode=False, obj=Arguments(arguments))
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()

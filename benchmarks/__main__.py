@@ -15,6 +15,7 @@ from benchmarks import (
     footprint,
     headers,
     kernels,
+    kill_loop,
     onnx_runtime,
     quantisers,
     reference_runner,
@@ -212,6 +213,16 @@ def run_footprint(runtimes: tuple[str, ...], prompt: int, threads: int, folder: 
         rows = footprint.measure(Path(work), runtimes=runtimes, prompt=prompt, threads=threads)
         for line in footprint.lines(rows):
             print(line, flush=True)
+
+
+@benchmarks.command("kill-loop")
+@click.option("--rounds", type=int, default=200, show_default=True, help="Conversions to kill and resume.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the random moments.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to work (default: a temporary folder).")
+def run_kill_loop(rounds: int, seed: int, folder: Path | None) -> None:
+    """Kill conversions of a tiny model at random moments, resume them, and compare the bytes."""
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        print("\n".join(kill_loop.measure(Path(work), rounds, seed)))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ import sys
 import time
 from typing import Any
 
+import click
+
 from gptoss_convert import console
-from gptoss_convert.options import (
-    RunOptions,
-)
-from gptoss_convert.process import CHECK_FAILED
+from gptoss_convert.options import RunOptions
+from gptoss_convert.process import CHECK_FAILED, Arguments
 
 
 def convert(plan: Any, run: RunOptions, source: Any, tokenizer: Any) -> None:
@@ -26,11 +26,24 @@ def convert(plan: Any, run: RunOptions, source: Any, tokenizer: Any) -> None:
             console.print_plan(plan, every_tensor=True)
             if run.verify:
                 console.say("note: the output would then be compared with the source")
+        _tell_of_unfinished(plan, run)
         return
+    _tell_of_unfinished(plan, run)
     started = time.monotonic()
     wanted = console.progress_is_wanted(quiet=run.quiet or run.as_json, no_progress=run.no_progress)
     with console.progress_bar(plan.data_nbytes, shown=wanted) as progress:
-        report = execute(plan, resources=run.resources(), replace=run.force, progress=progress)
+        try:
+            report = execute(
+                plan,
+                resources=run.resources(),
+                replace=run.force,
+                resume=run.resume,
+                recheck=not run.no_recheck,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            _tell_how_to_resume(plan)
+            raise
     seconds = time.monotonic() - started
     if not run.quiet and not run.as_json:
         console.print_plan(plan, every_tensor=False)
@@ -43,6 +56,34 @@ def convert(plan: Any, run: RunOptions, source: Any, tokenizer: Any) -> None:
     if compared is not None and not compared.passed:
         console.say(f"verification failed; what was written is still there: {plan.output}")
         sys.exit(CHECK_FAILED)
+
+
+def _tell_of_unfinished(plan: Any, run: RunOptions) -> None:
+    """Say what a run does with what an earlier one left unfinished."""
+    from gptoss_convert.converters.session import find_unfinished
+
+    unfinished = find_unfinished(plan)
+    if run.quiet or (unfinished is None and not run.resume):
+        return
+    if unfinished is None:
+        console.say("note: nothing is there to resume; begins anew")
+    elif run.resume:
+        console.say(f"note: resumes an unfinished output, of which {unfinished.share:.0%} is written")
+    else:
+        console.say(
+            f"note: begins anew and removes an unfinished output, of which {unfinished.share:.0%} is written; "
+            "--resume would go on with it"
+        )
+
+
+def _tell_how_to_resume(plan: Any) -> None:
+    """Say what a run that was interrupted has left, and the command that goes on with it."""
+    from gptoss_convert.converters.session import find_unfinished
+
+    unfinished = find_unfinished(plan)
+    if unfinished is not None:
+        arguments = click.get_current_context().find_object(Arguments) or Arguments()
+        console.say(f"{unfinished.share:.0%} is written and stays; go on with: {arguments.command('--resume')}")
 
 
 def _compared(plan: Any, run: RunOptions, source: Any, tokenizer: Any) -> Any:

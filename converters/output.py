@@ -8,26 +8,31 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gptoss_convert.assets import KNOWN
-from gptoss_convert.converters.plan import Plan, PlannedFile
+from gptoss_convert.converters.destination import require_replaceable
+from gptoss_convert.converters.partial import Partial, beside
+from gptoss_convert.converters.plan import PlannedFile
 from gptoss_convert.encodings import Array
-from gptoss_convert.errors import OutputError
+from gptoss_convert.errors import OutputError, as_output_error
 from gptoss_convert.formats.storage import FileRef
 
 _NO_ALLOCATION = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 """Errors of file systems that cannot reserve space."""
-_WEIGHTS = (".safetensors", ".onnx.data")
-"""How the names of files with weights end."""
 _COPY_BYTES = 256 << 10
 """Bytes that are read and written at once where the system cannot copy from file to file."""
-_LONGEST_STEM = 200
-"""Characters of a name that its temporary name keeps, so that the suffix fits too."""
+
+Keep = Callable[[BaseException], bool]
+"""Whether what was written so far stays after an exception."""
+
+
+def keep_nothing(error: BaseException) -> bool:
+    """Return False."""
+    return False
 
 
 class Outputs:
@@ -60,7 +65,7 @@ class Outputs:
             OutputError: the system refused, for example because the disk is full.
         """
         view = memoryview(data) if isinstance(data, bytes) else data.reshape(-1).view(np.uint8).data
-        with _reported(path):
+        with as_output_error(path):
             descriptor = self._descriptor(path)
             done = 0
             while done < len(view):
@@ -74,7 +79,7 @@ class Outputs:
             InputError: the source changed, or cannot be read.
             OutputError: the system refused to write.
         """
-        with _reported(path):
+        with as_output_error(path):
             descriptor = self._descriptor(path)
         done = 0
         while done < count and (more := source.copy_some(start + done, count - done, descriptor, offset + done)):
@@ -86,19 +91,36 @@ class Outputs:
             source.read_into(piece, start + place)
             self.write(path, piece, offset + place)
 
+    def read_into(self, path: Path, buffer: Array, offset: int) -> None:
+        """Fill the contiguous array `buffer` with what was written from `offset` on.
+
+        Raises:
+            OutputError: the file ends before, or cannot be read.
+        """
+        view = buffer.reshape(-1).view(np.uint8).data
+        done = 0
+        try:
+            descriptor = self._descriptor(path)
+            while done < len(view) and (count := self._read_some(descriptor, view[done:], offset + done)):
+                done += count
+        except OSError as error:
+            raise OutputError(f"cannot read what was written: {error.strerror or error}", file=path) from error
+        if done < len(view):
+            raise OutputError("file became shorter while it was written", file=path)
+
     def create(self, path: Path, content: bytes) -> None:
         """Create the file whose final name is `path`, one of those that are made at the end.
 
         Raises:
             OutputError: the system refused.
         """
-        _create(PlannedFile(path, len(content), content), self._temporary[path])
+        _create(PlannedFile(path, len(content), content), self._temporary[path], resume=False)
         self.write(path, content, 0)
 
     def sync(self) -> None:
         """Wait until the data of all files are on disk."""
         for path, place in self._temporary.items():
-            with _reported(path):
+            with as_output_error(path):
                 if place.exists():
                     os.fsync(self._descriptor(path))
 
@@ -107,7 +129,7 @@ class Outputs:
         with self._lock, contextlib.ExitStack() as closing:
             while self._descriptors:
                 path, descriptor = self._descriptors.popitem()
-                closing.enter_context(_reported(path))
+                closing.enter_context(as_output_error(path))
                 closing.callback(os.close, descriptor)
 
     def _descriptor(self, path: Path) -> int:
@@ -115,6 +137,15 @@ class Outputs:
             if path not in self._descriptors:
                 self._descriptors[path] = os.open(self._temporary[path], os.O_RDWR | getattr(os, "O_BINARY", 0))
             return self._descriptors[path]
+
+    def _read_some(self, descriptor: int, view: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(descriptor, [view], offset)
+        with self._lock:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            data = os.read(descriptor, len(view))
+        view[: len(data)] = data
+        return len(data)
 
     def _write_some(self, descriptor: int, view: memoryview, offset: int) -> int:
         if hasattr(os, "pwrite"):
@@ -134,140 +165,151 @@ def _start_writeback(descriptor: int, offset: int, count: int) -> None:
             os.posix_fadvise(descriptor, offset, count, os.POSIX_FADV_DONTNEED)
 
 
-def new_outputs(plan: Plan) -> contextlib.AbstractContextManager[Outputs]:
-    """Return a context that creates the files of `plan` and gives them their final names when it ends well."""
-    if plan.folder is not None:
-        return new_folder(plan.folder, plan.files, made_at_the_end=plan.paths_made_at_the_end)
-    return new_files(plan.files, made_at_the_end=plan.paths_made_at_the_end)
-
-
 @contextlib.contextmanager
-def new_files(planned: Sequence[PlannedFile], *, made_at_the_end: Sequence[Path] = ()) -> Iterator[Outputs]:
+def new_outputs(
+    partial: Partial,
+    planned: Sequence[PlannedFile],
+    *,
+    resume: bool = False,
+    keep: Keep = keep_nothing,
+    token: str | None = None,
+) -> Iterator[Outputs]:
     """Create the files of a plan and give them their final names when the block ends without an exception.
 
-    The first file gets its name last. Whatever ends the block early, nothing has appeared under a final name and
-    nothing is left over. Files that are made at the end need not come to exist.
+    Whatever ends the block early, nothing has appeared under a final name. Files that are made at the end need not
+    come to exist.
+
+    Args:
+        partial: where they lie until then.
+        planned: the files that are known from the start.
+        resume: whether files that are there already are gone on with; they must not be otherwise.
+        keep: whether what was written stays after an exception; nothing is left over otherwise.
+        token: part of the name that older files have while newer ones take their place.
 
     Raises:
         OutputError: a file cannot be created, written or renamed.
     """
-    paths = [file.path for file in planned]
-    temporary = {path: _beside(path, "partial") for path in (*paths, *made_at_the_end)}
-    outputs = Outputs(temporary)
+    outputs = Outputs(partial.places)
+    token = token or secrets.token_hex(4)
+    kept = False
     try:
-        _create_all(planned, outputs)
+        _prepare(partial, planned, outputs, resume=resume)
         yield outputs
         outputs.sync()
         outputs.close()
-        _publish({path: place for path, place in temporary.items() if place.exists()})
-        for folder in {path.parent for path in temporary}:
+        if partial.folder is not None:
+            _sync_folder(partial.folder)
+            _publish_folder(partial.folder, partial.output, token)
+        else:
+            _publish({path: place for path, place in partial.places.items() if place.exists()}, token)
+        for folder in {partial.output.parent, *(path.parent for path in partial.places if partial.folder is None)}:
             _sync_folder(folder)
+    except BaseException as error:
+        kept = keep(error)
+        raise
     finally:
         with contextlib.suppress(OutputError):  # the first error counts
             outputs.close()
-        for path in temporary.values():
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+        if not kept:
+            partial.remove_files()
 
 
-@contextlib.contextmanager
-def new_folder(
-    folder: Path, planned: Sequence[PlannedFile], *, made_at_the_end: Sequence[Path] = ()
-) -> Iterator[Outputs]:
-    """Create the files of a plan in a folder that gets its final name when the block ends without an exception.
-
-    Args:
-        folder: the final name; a folder that is there already is replaced.
-        planned: files directly in it.
-        made_at_the_end: further ones, which need not come to exist.
+def new_files(planned: Sequence[PlannedFile]) -> contextlib.AbstractContextManager[Outputs]:
+    """Create files in the manner of `new_outputs` that nothing goes on with: their partial names are new ones.
 
     Raises:
-        OutputError: something cannot be created, written or renamed.
+        OutputError: a file cannot be created, written or renamed.
     """
-    partial = _beside(folder, "partial")
-    outputs = Outputs({path: partial / path.name for path in (*(file.path for file in planned), *made_at_the_end)})
-    try:
-        with _reported(folder):
-            partial.mkdir()
-        _create_all(planned, outputs)
-        yield outputs
-        outputs.sync()
-        outputs.close()
-        _sync_folder(partial)
-        _publish_folder(partial, folder)
-        _sync_folder(folder.parent)
-    finally:
-        with contextlib.suppress(OutputError):  # the first error counts
-            outputs.close()
-        shutil.rmtree(partial, ignore_errors=True)
+    suffix = f"partial-{secrets.token_hex(4)}"
+    return new_outputs(Partial.of_files([file.path for file in planned], suffix), planned)
 
 
-def _beside(path: Path, what: str) -> Path:
-    """Return a name beside `path` that nothing has."""
-    return path.with_name(f"{path.name[:_LONGEST_STEM]}.{what}-{secrets.token_hex(4)}")
-
-
-def _create_all(planned: Sequence[PlannedFile], outputs: Outputs) -> None:
+def _prepare(partial: Partial, planned: Sequence[PlannedFile], outputs: Outputs, *, resume: bool) -> None:
+    if partial.folder is not None:
+        with as_output_error(partial.output):
+            partial.folder.mkdir(exist_ok=resume)
+    if resume:
+        for path in list(partial.places)[len(planned) :]:  # made at the end, once more
+            with as_output_error(path):
+                partial.places[path].unlink(missing_ok=True)
     for file in planned:
-        _create(file, outputs.temporary(file.path))
+        _create(file, outputs.temporary(file.path), resume=resume)
         outputs.write(file.path, file.header, 0)
 
 
-def _publish_folder(partial: Path, folder: Path) -> None:
+def _publish_folder(partial: Path, folder: Path, token: str) -> None:
     """Give `partial` its final name; if that fails, a folder that had it before has it again."""
-    older: Path | None = None
+    older = beside(folder, f"older-{token}")
     try:
-        with _reported(folder):
+        with as_output_error(folder):
             if os.path.lexists(folder):
                 require_replaceable(folder)
-                older = _beside(folder, "older")
                 folder.replace(older)
             partial.replace(folder)
     except BaseException:
-        if older is not None and not os.path.lexists(folder):
+        if os.path.lexists(older) and not os.path.lexists(folder):
             with contextlib.suppress(OSError):
                 older.replace(folder)
         raise
-    if older is not None:
-        if older.is_symlink():
-            with contextlib.suppress(OSError):
-                older.unlink()
-        else:
-            shutil.rmtree(older, ignore_errors=True)
+    if older.is_symlink():
+        with contextlib.suppress(OSError):
+            older.unlink()
+    else:
+        shutil.rmtree(older, ignore_errors=True)
 
 
-def _publish(temporary: Mapping[Path, Path]) -> None:
+def _publish(temporary: Mapping[Path, Path], token: str) -> None:
     """Rename all files, the first one last. If one of several fails, every name is again what it was."""
-    older: dict[Path, Path] = {}
+    asides = {path: beside(path, f"older-{token}") for path in temporary}
     published: list[Path] = []
     try:
         for path in reversed(list(temporary)):
-            with _reported(path):
+            with as_output_error(path):
                 if len(temporary) > 1 and os.path.lexists(path):
-                    older[path] = _beside(path, "older")
-                    path.replace(older[path])
+                    path.replace(asides[path])
                 temporary[path].replace(path)
                 published.append(path)
     except BaseException:
         if len(published) < len(temporary):
             for path in published:
                 with contextlib.suppress(OSError):
-                    path.unlink()
-            for path, aside in older.items():
+                    path.replace(temporary[path])
+            for path, aside in asides.items():
                 with contextlib.suppress(OSError):
                     aside.replace(path)
         raise
-    for aside in older.values():
+    for aside in asides.values():
         with contextlib.suppress(OSError):
-            aside.unlink()
+            aside.unlink(missing_ok=True)
 
 
-def _create(file: PlannedFile, temporary: Path) -> None:
+def take_back(partial: Partial, planned: Sequence[PlannedFile]) -> None:
+    """Give files their partial names again, after a run was killed while it gave them their final ones.
+
+    Raises:
+        OutputError: the system refused.
+    """
+    with as_output_error(partial.output):
+        if partial.folder is not None:
+            if not os.path.lexists(partial.folder) and partial.output.is_dir():
+                partial.output.replace(partial.folder)
+            return
+        sizes = {file.path: file.nbytes for file in planned}
+        for path, place in partial.places.items():
+            is_ours = path.is_file() and path.stat().st_size == sizes.get(path, path.stat().st_size)
+            if not os.path.lexists(place) and is_ours:
+                path.replace(place)
+
+
+def _create(file: PlannedFile, temporary: Path, *, resume: bool) -> None:
     """Create a file of its final size and, where the system can, reserve its space: a full disk shows now."""
-    with _reported(file.path):
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    with as_output_error(file.path):
+        anew = 0 if resume else os.O_EXCL
+        flags = os.O_RDWR | os.O_CREAT | anew | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         descriptor = os.open(temporary, flags, 0o666)
         try:
+            if os.fstat(descriptor).st_size > file.nbytes:
+                os.ftruncate(descriptor, file.nbytes)
             _allocate(descriptor, file.nbytes)
         finally:
             os.close(descriptor)
@@ -284,119 +326,6 @@ def _allocate(descriptor: int, nbytes: int) -> None:
     os.ftruncate(descriptor, nbytes)
 
 
-def check_destination(plan: Plan, *, replace: bool) -> None:
-    """Refuse, before anything is written, what could destroy data or cannot succeed.
-
-    Args:
-        plan: what is to be written.
-        replace: whether an existing output may be replaced.
-
-    Raises:
-        OutputError: an output is an input, exists without `replace`, has no folder, or does not fit on the disk.
-    """
-    if plan.folder is None:
-        paths = [*(file.path for file in plan.files), *plan.paths_made_at_the_end]
-        check_files(paths, plan.inputs, plan.nbytes, replace=replace)
-        return
-    with _reported(plan.folder):
-        _check_folder(plan.folder, {_identity(path) for path in plan.inputs}, replace=replace)
-    _require_space(plan.output.parent, plan.nbytes)
-
-
-def check_files(paths: Sequence[Path], inputs: Sequence[Path], nbytes: int, *, replace: bool) -> None:
-    """Refuse what `check_destination` does, for new files in one folder.
-
-    Args:
-        paths: the new files.
-        inputs: files that must not be replaced.
-        nbytes: of all new files.
-        replace: whether existing files may be replaced.
-
-    Raises:
-        OutputError: as `check_destination`.
-    """
-    identities = {_identity(path) for path in inputs}
-    for path in paths:
-        with _reported(path):
-            _check_file(path, identities, replace=replace)
-    _require_space(paths[0].parent, nbytes)
-
-
-def _require_space(folder: Path, nbytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if nbytes > free:
-        raise OutputError(
-            "not enough space on the disk", file=folder, found=f"{free} bytes free", expected=f"{nbytes} bytes"
-        )
-
-
-def _check_file(path: Path, inputs: Collection[Path], *, replace: bool) -> None:
-    _require_folder(path.parent)
-    if os.path.isdir(path):  # noqa: PTH112 - pathlib raises for some names
-        raise OutputError("output is a folder", file=path, hint="give the name of a file in it")
-    if _identity(path) in inputs:
-        raise OutputError("output is one of the source files", file=path, hint="choose another name")
-    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
-        raise OutputError("output is a device or a pipe", file=path, hint="give the name of a file")
-    if _exists(path) and not replace:
-        raise OutputError("output exists", file=path, hint="use --force to replace it")
-
-
-def _check_folder(folder: Path, inputs: Collection[Path], *, replace: bool) -> None:
-    _require_folder(folder.parent)
-    place = _identity(folder)
-    if place == Path.cwd():
-        raise OutputError("output is the current folder", file=folder, hint="give the name of a new one")
-    if any(path.is_relative_to(place) for path in inputs):
-        raise OutputError("output folder holds the source", file=folder, hint="choose another name")
-    if not _exists(folder):
-        return
-    if not os.path.isdir(folder):  # noqa: PTH112
-        raise OutputError("output is not a folder", file=folder, hint="choose another name")
-    if any(folder.iterdir()):
-        if not replace:
-            raise OutputError("output exists", file=folder, hint="use --force to replace it")
-        require_replaceable(folder)
-
-
-def require_replaceable(folder: Path) -> None:
-    """Refuse to replace a folder that holds anything but the files of a checkpoint.
-
-    Raises:
-        OutputError: it does.
-    """
-    for path in sorted(folder.iterdir()):
-        if not path.is_file() or not (path.name in KNOWN or path.name.endswith(_WEIGHTS)):
-            raise OutputError(
-                "output folder holds something else than a checkpoint",
-                file=folder,
-                found=path.name,
-                hint="choose another name, or remove the folder yourself",
-            )
-
-
-def _require_folder(folder: Path) -> None:
-    if not os.path.isdir(folder):  # noqa: PTH112 - pathlib raises for some names
-        raise OutputError("output folder does not exist", file=folder, hint="create it first")
-
-
-def _exists(path: Path) -> bool:
-    """Return whether something has the name `path`, be it a broken link; a name that cannot be is an `OSError`."""
-    try:
-        path.lstat()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _identity(path: Path) -> Path:
-    """Return `path` with all links followed; a link that leads in a circle is its own end."""
-    try:
-        return path.resolve()
-    except RuntimeError:
-        return path.absolute()
-
-
 def _sync_folder(folder: Path) -> None:
     """Make renames in `folder` durable, where the system offers that; the files themselves are on disk already."""
     with contextlib.suppress(OSError):
@@ -405,12 +334,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """Turn an `OSError` into an `OutputError` that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"cannot write: {error.strerror or error}", file=path) from error

@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 
 from gptoss_convert.assets import MANIFEST, read_small_file
+from gptoss_convert.converters.destination import check_destination
 from gptoss_convert.converters.execute import Progress, Report, Resources, execute, ignore_progress
 from gptoss_convert.converters.manifest import hash_file
-from gptoss_convert.converters.output import check_destination, new_files
+from gptoss_convert.converters.output import new_files
 from gptoss_convert.converters.plan import Plan, PlannedFile
 from gptoss_convert.errors import GptossConvertError, OutputError, UnsupportedError
 from gptoss_convert.recipes.bom import bill_of_materials

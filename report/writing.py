@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptoss_convert.converters.output import check_files, new_files
+from gptoss_convert.converters.destination import check_files
+from gptoss_convert.converters.output import new_files
 from gptoss_convert.converters.plan import PlannedFile
 from gptoss_convert.errors import OutputError
 from gptoss_convert.report import NAMES, render_report

@@ -15,7 +15,7 @@ from gptoss_convert import __version__
 from gptoss_convert.assets import GENERATION_CONFIG
 from gptoss_convert.canonical_hash import Progress, ignore_progress, model_digest
 from gptoss_convert.checkpoint import Checkpoint
-from gptoss_convert.converters.output import check_files
+from gptoss_convert.converters.destination import check_files
 from gptoss_convert.encodings import Float32
 from gptoss_convert.errors import BudgetError, InputError, UnsupportedError
 from gptoss_convert.formats.stored_config import StoredConfig

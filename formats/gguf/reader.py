@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -26,19 +26,27 @@ LARGEST_SPLIT_COUNT = 10_000
 _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
-def read(path: Path) -> Checkpoint:
+def _itself(path: Path) -> Path:
+    return path
+
+
+def read(path: Path, *, place: Callable[[Path], Path] = _itself) -> Checkpoint:
     """Open the GGUF file at `path`, with its other shards if it is the first of several.
+
+    Args:
+        path: the file, under the name that it has for others.
+        place: tells where the file of a name lies, if it has another name for now.
 
     Raises:
         InputError: a header is damaged, a shard is missing or of another model, or it is not the first shard.
         UnsupportedError: the file holds another kind of model.
     """
-    file = FileRef.at(path)
+    file = FileRef.at(place(path))
     header = read_header(file)
     placed = {name: PlacedTensor(file, info) for name, info in header.tensors.items()}
     count = _shard_count(path, header.metadata)
     for index in range(1, count):
-        shard = FileRef.at(split_path(_whole(path), index, count))
+        shard = FileRef.at(place(split_path(_whole(path), index, count)))
         shard_header = read_header(shard)
         _require_shard(shard.path, shard_header.metadata, index, count)
         for name, info in shard_header.tensors.items():

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from gptoss_convert.checkpoint import Checkpoint, Tensor
 from gptoss_convert.converters.adapter import MergedStorage, with_adapter
-from gptoss_convert.converters.execute import LEAST_MEMORY_PER_JOB, Resources, execute
+from gptoss_convert.converters.execute import Resources, execute
 from gptoss_convert.converters.plan import Plan, Transfer
+from gptoss_convert.converters.tasks import LEAST_MEMORY_PER_JOB
 from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
 from gptoss_convert.encodings import ENCODINGS, LossClass
 from gptoss_convert.encodings.opaque import Opaque

@@ -22,17 +22,10 @@ from hypothesis import strategies as st
 from gptoss_convert.canonical_hash import SEGMENT_ROWS
 from gptoss_convert.checkpoint import Checkpoint, Tensor
 from gptoss_convert.converters import execute as execute_module
-from gptoss_convert.converters.execute import (
-    LEAST_MEMORY_PER_JOB,
-    Resources,
-    Task,
-    TaskResult,
-    execute,
-    run_task,
-    tasks,
-)
+from gptoss_convert.converters.execute import Resources, execute
 from gptoss_convert.converters.plan import Plan, Transfer
 from gptoss_convert.converters.recoding import NOTHING_FOUND, Findings
+from gptoss_convert.converters.tasks import LEAST_MEMORY_PER_JOB, Task, TaskResult, run_task, tasks
 from gptoss_convert.converters.to_bf16 import Bf16Options, plan_bf16
 from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
 from gptoss_convert.converters.to_mxfp4 import Mxfp4Options, plan_mxfp4
@@ -495,16 +488,32 @@ def test_failed_write_is_an_error_of_ours(plan: Plan, tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "pwrite", sometimes)
     with pytest.raises(OutputError, match="No space left on device"):
         execute(plan, resources=Resources(jobs=2))
-    assert_nothing_written(tmp_path)
+    assert not plan.output.exists()
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_interruption_leaves_nothing(plan: Plan, tmp_path: Path, error: type[BaseException]) -> None:
-    def stop(*_: object) -> None:
+def stop_with(error: type[BaseException]) -> Callable[[str, int], None]:
+    """A receiver of progress that raises an error."""
+
+    def stop(tensor: str, nbytes: int) -> None:
         raise error
 
-    with pytest.raises(error):
-        execute(plan, progress=stop)
+    return stop
+
+
+def unfinished(output: Path) -> list[str]:
+    """Names of what an interrupted run leaves of an output."""
+    return [f"{output.name}.partial", f"{output.name}.partial.journal"]
+
+
+def test_interruption_leaves_what_is_finished(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        execute(plan, progress=stop_with(KeyboardInterrupt))
+    assert sorted(path.name for path in tmp_path.iterdir() if "out" in path.name) == unfinished(plan.output)
+
+
+def test_fault_of_the_program_leaves_nothing(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^$"):
+        execute(plan, progress=stop_with(ValueError))
     assert_nothing_written(tmp_path)
 
 
@@ -517,16 +526,13 @@ def test_no_task_runs_on_after_an_interruption(plan: Plan, tmp_path: Path, monke
         ended.append(arguments)
         return run_task(*arguments)
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(execute_module, "run_task", slow)
     with ThreadPoolExecutor(4) as pool:
         with pytest.raises(KeyboardInterrupt):
-            execute(plan, executor=pool, resources=Resources(jobs=4), progress=stop)
+            execute(plan, executor=pool, resources=Resources(jobs=4), progress=stop_with(KeyboardInterrupt))
         assert len(begun) == len(ended)
     assert len(begun) < len(list(tasks(plan, Resources(jobs=4))))
-    assert_nothing_written(tmp_path)
+    assert not plan.output.exists()
 
 
 def test_plan_that_names_other_files_is_checked_before_anything_is_written(plan: Plan, tmp_path: Path) -> None:
@@ -719,19 +725,20 @@ def test_other_norms_are_rounded_and_told_with_figures(tmp_path: Path, target: s
 # --- folders that cannot be written
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_interruption_leaves_no_folder(
-    big: dict[str, Checkpoint], tmp_path: Path, error: type[BaseException]
-) -> None:
-    def stop(*_: object) -> None:
-        raise error
+def test_interruption_leaves_what_is_finished_of_a_folder(big: dict[str, Checkpoint], tmp_path: Path) -> None:
+    plan = plan_bf16(big["mxfp4"], tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        execute(plan, progress=stop_with(KeyboardInterrupt))
+    assert sorted(path.name for path in tmp_path.iterdir()) == unfinished(plan.output)
 
-    with pytest.raises(error):
-        execute(plan_bf16(big["mxfp4"], tmp_path / "out"), progress=stop)
+
+def test_fault_of_the_program_leaves_no_folder(big: dict[str, Checkpoint], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^$"):
+        execute(plan_bf16(big["mxfp4"], tmp_path / "out"), progress=stop_with(ValueError))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_of_scales_that_cannot_be_written_leave_no_folder(
+def test_names_of_scales_that_cannot_be_written_are_an_error(
     big: dict[str, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -742,7 +749,7 @@ def test_names_of_scales_that_cannot_be_written_leave_no_folder(
         OutputError, match=r"No space left on device.*mxfp4-scales\.zip|mxfp4-scales\.zip.*No space"
     ):
         execute(plan_bf16(big["mxfp4"], tmp_path / "out"))
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_existing_folder_is_replaced_on_demand(big: dict[str, Checkpoint], tmp_path: Path) -> None:

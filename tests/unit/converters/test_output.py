@@ -5,15 +5,18 @@ import itertools
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gptoss_convert.converters.output import check_destination, new_files, new_folder
+from gptoss_convert.converters.destination import check_destination
+from gptoss_convert.converters.output import Outputs, new_files, new_outputs
+from gptoss_convert.converters.partial import Partial
 from gptoss_convert.converters.plan import Plan, PlannedFile
 from gptoss_convert.errors import InputError, OutputError
 from gptoss_convert.formats.storage import FileRef
@@ -28,6 +31,13 @@ def planned(folder: Path, *names: str) -> list[PlannedFile]:
 def empty(folder: Path, nbytes: int) -> list[PlannedFile]:
     """A file without header."""
     return [PlannedFile(folder / "a", nbytes, b"", ())]
+
+
+def new_folder(
+    folder: Path, files: list[PlannedFile], *, made_at_the_end: Sequence[Path] = ()
+) -> AbstractContextManager[Outputs]:
+    paths = [*(file.path for file in files), *made_at_the_end]
+    return new_outputs(Partial.of_folder(folder, paths), files)
 
 
 def write(files: list[PlannedFile]) -> None:
@@ -378,10 +388,12 @@ def test_folder_that_cannot_be_synced_does_no_harm_to_the_complete_file(
 # --- destinations
 
 
-def check(folder: Path, *names: str, inputs: tuple[Path, ...] = (), replace: bool = False) -> None:
+def check(
+    folder: Path, *names: str, inputs: tuple[Path, ...] = (), replace: bool = False, reclaimed: int = 0
+) -> None:
     files = tuple(planned(folder, *(names or ("a",))))
     plan = Plan(source=Path("model"), source_format="", inputs=inputs, format="", files=files, transfers=())
-    check_destination(plan, replace=replace)
+    check_destination(plan, replace=replace, reclaimed=reclaimed)
 
 
 def test_free_place_is_accepted(folder: Path) -> None:
@@ -455,11 +467,30 @@ def test_link_to_a_source_is_refused(folder: Path) -> None:
 
 
 def test_full_disk_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(folder)._replace(free=len(CONTENT))
+    """Files take whole blocks of it."""
+    block = os.statvfs(folder).f_frsize
+    usage = shutil.disk_usage(folder)._replace(free=2 * block - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     check(folder)
-    with pytest.raises(OutputError, match=r"not enough space on the disk .*found 16 bytes free, expected 32 bytes"):
+    facts = f"found {2 * block - 1} bytes free, expected {2 * block} bytes"
+    with pytest.raises(OutputError, match=f"not enough space on the disk .*{facts}"):
         check(folder, "a", "b")
+
+
+def test_space_of_an_unfinished_output_counts_as_free(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(folder)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    plan = Plan(
+        source=Path("model"),
+        source_format="",
+        inputs=(),
+        format="",
+        files=tuple(planned(folder, "a")),
+        transfers=(),
+    )
+    check_destination(plan, replace=False, reclaimed=os.statvfs(folder).f_frsize)
+    with pytest.raises(OutputError, match="not enough space"):
+        check_destination(plan, replace=False, reclaimed=1)
 
 
 @pytest.mark.parametrize("replace", [False, True])
@@ -532,7 +563,7 @@ def test_folder_does_not_appear_before_the_end(tmp_path: Path) -> None:
     with new_folder(tmp_path / "out", planned(tmp_path / "out", "config.json")):
         assert everything(tmp_path / "out") == OLD_MODEL
         (partial,) = [name for name in names(tmp_path) if name != "out"]
-        assert partial.startswith("out.partial-")
+        assert partial == "out.partial"
     assert names(tmp_path) == ["out"]
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from gptoss_convert.checkpoint import Tensor
-from gptoss_convert.converters.execute import Resources, execute, tasks
+from gptoss_convert.converters.execute import Resources, execute
 from gptoss_convert.converters.plan import Plan, Transfer
 from gptoss_convert.converters.recoding import PLAIN, NamingRecoding, QuantisingRecoding, Recoding
+from gptoss_convert.converters.tasks import tasks
 from gptoss_convert.converters.to_bf16 import plan_bf16
 from gptoss_convert.converters.to_gguf import GgufOptions, plan_gguf
 from gptoss_convert.converters.to_mxfp4 import plan_mxfp4

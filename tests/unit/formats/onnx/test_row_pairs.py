@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptoss_convert.checkpoint import Tensor
-from gptoss_convert.converters.execute import Resources, run_task, tasks
+from gptoss_convert.converters.execute import Resources
 from gptoss_convert.converters.plan import Plan, Transfer
+from gptoss_convert.converters.tasks import run_task, tasks
 from gptoss_convert.encodings.mxfp4 import MXFP4
 from gptoss_convert.formats.onnx.row_pairs import RowPairsStorage
 from gptoss_convert.formats.storage import SameBytes

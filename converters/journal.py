@@ -1,0 +1,327 @@
+"""The journal of a run: what was finished, so that a run that was stopped can go on.
+
+It is a text file beside the partial output, with a line for each task that is done, added by whoever did it. Each
+line begins with its own checksum. The first one says what is converted; the others say of some rows what was
+written where, with checksums, and what was found out on the way.
+
+A line is written after the data it speaks of. The system keeps both when the process is killed. When the machine
+loses power it may keep the line and lose the data, which is why no line is believed: whoever goes on reads the data
+again and does the task anew if a checksum differs.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_convert import __version__
+from gptoss_convert.converters.checksums import Run
+from gptoss_convert.converters.fingerprints import Fingerprint, difference
+from gptoss_convert.converters.plan import Plan
+from gptoss_convert.converters.recoding import NOTHING_FOUND, Findings
+from gptoss_convert.converters.tasks import TaskResult
+from gptoss_convert.errors import OutputError, as_output_error
+
+VERSION = 1
+_CHECK_DIGITS = 8
+_LONGEST_LINE = 64 << 20
+"""Bytes; a journal with a longer one is damaged."""
+
+
+class Key(NamedTuple):
+    """What identifies a task of a plan: the number of its transfer, and its rows."""
+
+    transfer: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a task did."""
+
+    result: TaskResult
+    runs: tuple[Run, ...]
+    """What it wrote; nothing if it copied, since the source has the same bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heading:
+    """What a journal is about."""
+
+    tool: str
+    """Version of this program."""
+    conversion: Mapping[str, str]
+    """Hashes of what the plan says, by aspect."""
+    sources: Mapping[str, Fingerprint]
+    """By absolute path."""
+    memory_per_job: int
+    """By which the plan was cut into tasks."""
+
+    @classmethod
+    def of(cls, plan: Plan, sources: Mapping[str, Fingerprint], memory_per_job: int) -> Heading:
+        """Return the heading for a plan."""
+        facts = plan.as_dict()
+        aspects = {
+            "source": [facts["source"], facts["source_format"]],
+            "format": facts["format"],
+            "files": [facts["files"], facts["files_made_at_the_end"]],
+            "headers": [hashlib.sha256(file.header).hexdigest() for file in plan.files],
+            "encodings": facts["tensors"],
+            "way of converting": [repr(transfer.recoding) for transfer in plan.transfers],
+        }
+        return cls(
+            tool=__version__,
+            conversion={name: _hash(aspect) for name, aspect in aspects.items()},
+            sources=sources,
+            memory_per_job=memory_per_job,
+        )
+
+    def require_same(self, now: Heading, output: Path) -> None:
+        """Refuse to go on with another conversion than the one that was begun.
+
+        Raises:
+            OutputError: `now` is another one; it says in what.
+        """
+        changed = difference(self.sources, now.sources)
+        if self.tool != now.tool:
+            found = f"written by version {self.tool}, this is {now.tool}"
+        elif changed is not None:
+            found = f"source {changed[0]}: {changed[1]}"
+        elif other := [name for name, digest in now.conversion.items() if self.conversion.get(name) != digest]:
+            found = f"other {' and '.join(other)}"
+        else:
+            return
+        raise OutputError(
+            "unfinished output is of another conversion",
+            file=output,
+            found=found,
+            hint="give the same source and options, or leave out --resume to begin anew",
+        )
+
+
+class Journal:
+    """A journal that is open for more lines.
+
+    Any number of threads may add lines. Sent to another process, it opens the file there for itself.
+    """
+
+    def __init__(self, path: Path, output: Path, files: tuple[Path, ...], lines: Mapping[Key, _Place]) -> None:
+        self._path = path
+        self._output = output
+        self._files = files
+        self._lines = dict(lines)
+        self._lock = threading.Lock()
+        self._descriptor: int | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Journal, (self._path, self._output, self._files, {})
+
+    def __del__(self) -> None:
+        self.close()
+
+    @classmethod
+    def begun(cls, path: Path, heading: Heading, plan: Plan) -> Journal:
+        """Begin a journal; the name must be free. It is on disk before anything is that it speaks of.
+
+        Raises:
+            OutputError: the system refused.
+        """
+        journal = cls(path, plan.output, _files(plan), {})
+        content = {"journal_version": VERSION, **msgspec.to_builtins(heading)}
+        with as_output_error(plan.output):
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+            descriptor = os.open(path, flags, 0o666)
+            try:
+                try:
+                    os.write(descriptor, _line(content))
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+        return journal
+
+    @classmethod
+    def continued(cls, path: Path, plan: Plan) -> Journal:
+        """Go on with a journal behind its last whole line.
+
+        Raises:
+            OutputError: the system refused.
+        """
+        end, lines = 0, {}
+        for place, content in _lines(path):
+            end = place.offset + place.nbytes
+            if "rows" in content:
+                lines[Key(*content["rows"])] = place
+        with as_output_error(plan.output):
+            os.truncate(path, end)
+        return cls(path, plan.output, _files(plan), lines)
+
+    def add(self, key: Key, record: Record) -> None:
+        """Add a line about a task.
+
+        Raises:
+            OutputError: the system refused.
+        """
+        self._append(_encoded(key, record, self._files))
+
+    def mark_publishing(self) -> None:
+        """Say that files get their final names from now on.
+
+        Raises:
+            OutputError: the system refused.
+        """
+        self._append({"publishing": True})
+
+    def _append(self, content: Mapping[str, Any]) -> None:
+        line = _line(content)
+        with as_output_error(self._output), self._lock:
+            if self._descriptor is None:
+                flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0)
+                self._descriptor = os.open(self._path, flags)
+            done = os.write(self._descriptor, line)
+            if done < len(line):
+                done += os.write(self._descriptor, line[done:])
+        if done < len(line):
+            raise OutputError("cannot write: journal line was cut", file=self._output)
+
+    @property
+    def has_records(self) -> bool:
+        """Whether anything was finished."""
+        return any("rows" in content for _, content in _lines(self._path))
+
+    def find(self, key: Key) -> Record | None:
+        """Return what is known of a task from the time before the journal was opened, or last read."""
+        place = self._lines.get(key)
+        if place is None:
+            return None
+        with self._path.open("rb") as file:
+            file.seek(place.offset)
+            content = _parsed(file.read(place.nbytes))
+        return None if content is None else _decoded(content, self._files)
+
+    def read_again(self) -> None:
+        """Find the lines that were added since."""
+        self._lines = {Key(*content["rows"]): place for place, content in _lines(self._path) if "rows" in content}
+
+    def close(self) -> None:
+        """Close the file."""
+        descriptor, self._descriptor = getattr(self, "_descriptor", None), None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a journal tells at a glance."""
+
+    heading: Heading
+    nbytes: int
+    """Bytes of tensors that are written."""
+    publishing: bool
+    """Whether some files may have their final names."""
+
+
+def summarise(path: Path) -> Summary | None:
+    """Return what the journal at `path` tells; None if there is none, or one that cannot be read."""
+    lines = _lines(path)
+    try:
+        _, first = next(lines)
+        if first.pop("journal_version") != VERSION:
+            return None
+        heading = msgspec.convert(first, Heading)
+    except (StopIteration, KeyError, msgspec.ValidationError):
+        return None
+    written: dict[Key, int] = {}
+    publishing = False
+    for _, content in lines:
+        if "rows" in content:
+            written[Key(*content["rows"])] = content["nbytes"]
+        publishing = publishing or "publishing" in content
+    return Summary(heading, sum(written.values()), publishing)
+
+
+class _Place(NamedTuple):
+    """Where a line lies."""
+
+    offset: int
+    nbytes: int
+
+
+def _lines(path: Path) -> Iterator[tuple[_Place, dict[str, Any]]]:
+    """Yield all lines up to the first one that is damaged, cut, or no line of a journal."""
+    try:
+        with path.open("rb") as file:
+            offset = 0
+            while line := file.readline(_LONGEST_LINE):
+                content = _parsed(line)
+                if content is None:
+                    return
+                yield _Place(offset, len(line)), content
+                offset += len(line)
+    except OSError:
+        return
+
+
+def _line(content: Mapping[str, Any]) -> bytes:
+    text = json.dumps(content, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """Return the contents of a line; None if it is not whole."""
+    text = line[_CHECK_DIGITS + 1 : -1]
+    if not line.endswith(b"\n") or line[: _CHECK_DIGITS + 1] != b"%08x " % zlib.crc32(text):
+        return None
+    content = json.loads(text)
+    return content if isinstance(content, dict) else None
+
+
+def _files(plan: Plan) -> tuple[Path, ...]:
+    return tuple(file.path for file in plan.files)
+
+
+def _hash(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _encoded(key: Key, record: Record, files: tuple[Path, ...]) -> dict[str, Any]:
+    result, named = record.result, record.result.named_scales
+    content: dict[str, Any] = {"rows": list(key), "nbytes": result.nbytes}
+    if record.runs:
+        content["written"] = [
+            [files.index(run.path), run.offset, run.nbytes, run.crc, run.pieces, run.stride] for run in record.runs
+        ]
+    if result.findings != NOTHING_FOUND:
+        content["findings"] = msgspec.to_builtins(result.findings)
+    if result.segment_digests:
+        content["digests"] = base64.b64encode(result.segment_digests).decode()
+    if named is not None:
+        packed = base64.b64encode(zlib.compress(named.tobytes(), 1)).decode()
+        content["named_scales"] = [*named.shape, packed]
+    return content
+
+
+def _decoded(content: Mapping[str, Any], files: tuple[Path, ...]) -> Record:
+    runs = tuple(Run(files[index], *facts) for index, *facts in content.get("written", ()))
+    findings = msgspec.convert(content["findings"], Findings) if "findings" in content else NOTHING_FOUND
+    named: NDArray[np.uint8] | None = None
+    if "named_scales" in content:
+        rows, blocks, packed = content["named_scales"]
+        named = np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8).reshape(rows, blocks)
+    digests = base64.b64decode(content.get("digests", ""))
+    return Record(TaskResult(content["nbytes"], findings, named, digests), runs)
