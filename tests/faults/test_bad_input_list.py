@@ -1,6 +1,7 @@
 """Every item of the list of bad inputs: refused in one line, or converted exactly; within bounds either way."""
 
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -76,3 +77,48 @@ def test_file_that_may_not_be_read_is_refused(
     monkeypatch.setattr(os, "open", denied)
     outcome = run_here("to-gguf", source, "-o", tmp_path / "x.gguf")
     assert_one_line(outcome, 3, ["model.safetensors", "Permission denied"], tmp_path)
+
+
+# --- group 13: outputs and surroundings, of which `test_outputs`, `test_writes` and `test_streams` have more
+
+SURROUNDINGS = [
+    pytest.param("to-gguf", "nowhere/x.gguf", 5, ["nowhere", "does not exist"], id="13: missing parent"),
+    pytest.param("to-gguf", "x" * 300, 5, ["name too long"], id="13: name too long"),
+    pytest.param("to-bf16", "x" * 300, 5, ["name too long"], id="13: name of a folder too long"),
+    pytest.param("to-gguf", "/sys/kernel/x.gguf", 5, ["/sys/kernel"], id="13: read-only folder"),
+    pytest.param("to-bf16", "/sys/kernel/x", 5, ["/sys/kernel"], id="13: folder in a read-only folder"),
+    pytest.param("to-gguf", "model/model.safetensors", 5, ["model.safetensors"], id="13: output is an input"),
+    pytest.param("to-bf16", "model", 5, ["model"], id="13: output is the source"),
+    pytest.param("to-gguf", "model", 5, ["output is a folder"], id="13: output is a folder"),
+    pytest.param("to-gguf", "model/config.json/x.gguf", 5, ["config.json"], id="13: output in a file"),
+]
+
+
+@pytest.mark.parametrize(("command", "output", "exit_code", "words"), SURROUNDINGS)
+def test_output_is_refused_in_one_line(
+    command: str,
+    output: str,
+    exit_code: int,
+    words: list[str],
+    samples: Samples,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = samples.copy("huggingface", tmp_path)
+    before = names(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    outcome = run_here(command, source, "-o", output, "--force")
+    assert_one_line(outcome, exit_code, words, tmp_path)
+    assert names(tmp_path) == before
+
+
+def test_missing_package_is_named(samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package that the target alone needs."""
+    for module in [name for name in sys.modules if name.partition(".")[0] == "onnx"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    for module in [name for name in sys.modules if name.startswith("gptoss_convert.formats.onnx.graph")]:
+        monkeypatch.delitem(sys.modules, module)
+    outcome = run_here("to-onnx", samples.path("huggingface"), "-o", tmp_path / "out", "--target", "cpu")
+    assert_one_line(outcome, 4, ["onnx", "pip install"], tmp_path)
+    assert not (tmp_path / "out").exists()
