@@ -141,11 +141,21 @@ def quantised(method: str, **more: object) -> Damage:
     return config(quantization_config={"quant_method": method, **more})
 
 
-def gguf_of(encodings: dict[str, str] | None = None, **change: object) -> Damage:
-    """Replace the file by one of gguf-py with other encodings or metadata."""
+def aligned_to(value: int | str) -> Damage:
+    """Replace the file by one of gguf-py that states an alignment."""
 
     def damage(path: Path) -> None:
-        models.write(path, models.random_values(), encodings=encodings, change=change)
+        models.write(path, models.random_values(), change={"general.alignment": value})
+
+    return damage
+
+
+def encoded(**encodings: str) -> Damage:
+    """Replace the file by one of gguf-py with tensors in other encodings; `_` stands for `.` in their names."""
+
+    def damage(path: Path) -> None:
+        named = {name.replace("_", "."): encoding for name, encoding in encodings.items()}
+        models.write(path, models.random_values(), encodings=named)
 
     return damage
 
@@ -401,11 +411,11 @@ ITEMS = [
     Item(11, "array of 2^61 numbers", tokens_array(10, 2**61), INPUT, ["truncated"], "gguf"),
     Item(11, "array of arrays", tokens_array(9, 2), UNSUPPORTED, ["nested array", "tokenizer.ggml.tokens"], "gguf"),
     Item(11, "array of an unknown type", tokens_array(99, 2), INPUT, ["metadata type 99"], "gguf"),
-    Item(11, "alignment 0", gguf_of(**{"general.alignment": 0}), INPUT, ["general.alignment", "found 0"], "gguf"),
-    Item(11, "alignment 3", gguf_of(**{"general.alignment": 3}), INPUT, ["general.alignment", "found 3"], "gguf"),
-    Item(11, "alignment 2^31", gguf_of(**{"general.alignment": 2**31}), INPUT, [], "gguf"),
-    Item(11, "alignment of another type", gguf_of(**{"general.alignment": "32"}), INPUT, ["alignment"], "gguf"),
-    Item(11, "numbers that were rounded", gguf_of({"output.weight": "q8_0"}), UNSUPPORTED,
+    Item(11, "alignment 0", aligned_to(0), INPUT, ["general.alignment", "found 0"], "gguf"),
+    Item(11, "alignment 3", aligned_to(3), INPUT, ["general.alignment", "found 3"], "gguf"),
+    Item(11, "alignment 2^31", aligned_to(2**31), INPUT, [], "gguf"),
+    Item(11, "alignment of another type", aligned_to("32"), INPUT, ["alignment"], "gguf"),
+    Item(11, "numbers that were rounded", encoded(output_weight="q8_0"), UNSUPPORTED,
          ["q8_0", "--allow-lossy-source"], "gguf", ["--dense", "bf16"]),
     Item(11, "cut in a key", cut_in_data_of(b"general.architecture"), INPUT, ["truncated"], "gguf"),
     Item(11, "cut in the directory", cut_in_data_of(b"blk.1.attn_k.weight"), INPUT, ["truncated"], "gguf"),
