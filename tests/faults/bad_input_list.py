@@ -221,10 +221,10 @@ def cut_in_data_of(name: bytes) -> Damage:
 
 
 def external(key: str, value: str) -> Damage:
-    """Let the first initialiser with external data say something else of them."""
+    """Let the initialiser of a weight say something else of its external data."""
 
     def change(model: onnx.ModelProto) -> None:
-        array = next(item for item in model.graph.initializer if item.external_data)
+        array = next(item for item in model.graph.initializer if item.name == NORM)
         next(item for item in array.external_data if item.key == key).value = value
 
     return changed_graph(change)
@@ -242,7 +242,7 @@ def changed_graph(change: object) -> Damage:
 
 
 def huge_dims(model: onnx.ModelProto) -> None:
-    array = next(item for item in model.graph.initializer if item.external_data)
+    array = next(item for item in model.graph.initializer if item.name == NORM)
     del array.dims[:]
     array.dims.extend([1 << 47, 1 << 47])
 
