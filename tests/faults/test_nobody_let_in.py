@@ -168,3 +168,26 @@ def test_hostile_description_stays_text_in_a_written_model_card(
     assert not re.search(r"(?<!\\)<", prose)
     assert not re.search(r"(?<!\\)\]\(", prose)
     assert html.unescape(prose) == prose
+
+
+@pytest.mark.parametrize(
+    ("template", "word"),
+    [
+        ("{{ ''.__class__ }}", "__class__"),
+        ("{{ x | attr('y') }}", "attr"),
+        ("{%- include 'secret' %}", "include"),
+        ("x" * 70_000, "70000 characters"),
+    ],
+)
+def test_inspect_points_at_templates_that_are_unusual(
+    template: str, word: str, samples: Samples, tmp_path: Path
+) -> None:
+    source = samples.copy("huggingface", tmp_path)
+    (source / "chat_template.jinja").write_text(template)
+    document = json.loads(run_here("inspect", source, "--json").stdout)
+    assert [remark for remark in document["remarks"] if "chat template" in remark and word in remark]
+    assert "look at it before you run it" in run_here("inspect", source).stdout
+
+
+def test_template_of_gpt_oss_is_usual(samples: Samples) -> None:
+    assert "look at it" not in run_here("inspect", samples.path("huggingface")).stdout
