@@ -121,7 +121,7 @@ def test_hostile_names_in_files_are_shown_as_text(name: str, place: str, samples
     assert converted.exit_code in ((0, 3) if place == "metadata" else (3, 4))
     assert len(converted.stderr.splitlines()) == 1
     for command in (["inspect", source], ["to-gguf", source, "-o", tmp_path / "y.gguf"]):
-        outcome = run_here(*command, "--json")
+        outcome = run_here(*map(str, command), "--json")
         assert_plain(outcome)
         json.loads(outcome.stdout)
 
