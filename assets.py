@@ -49,11 +49,18 @@ class Assets:
     folder: Path | None
 
     def path(self, name: str) -> Path | None:
-        """Return the path of asset `name` if the folder has such a regular file."""
+        """Return the path of asset `name` if the folder has such a regular file.
+
+        Raises:
+            InputError: it is a link that leads out of the folder.
+        """
         if self.folder is None:
             return None
         path = self.folder / name
-        return path if path.is_file() else None
+        if not path.is_file():
+            return None
+        require_inside(path)
+        return path
 
     def paths(self) -> tuple[Path, ...]:
         """Return the paths of the known files that the folder has, which an output must not replace."""
@@ -96,15 +103,53 @@ def read_small_file(path: Path, *, largest: int = LARGEST_TEXT) -> bytes:
         raise InputError(f"cannot read file: {error.strerror}", file=path) from error
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a small file.
+def require_inside(path: Path) -> None:
+    """Refuse a file of a model's folder that is a symbolic link out of it.
+
+    What lies in a folder gets into outputs, and these get published: a stranger's link must not put a private file
+    there. The cache of the Hugging Face hub is a folder of links into `blobs`, which is as good as the folder.
 
     Raises:
-        InputError: the file cannot be read or is not a JSON object.
+        InputError: the link leads elsewhere, or round in circles.
     """
+    if not path.is_symlink():
+        return
+    try:
+        target, folder = path.resolve(strict=True), path.parent.resolve()
+    except (OSError, RuntimeError):
+        raise InputError("file is a link that leads nowhere", file=path) from None
+    cached = (parent.parent / "blobs" for parent in (folder, *folder.parents) if parent.name == "snapshots")
+    if not target.is_relative_to(folder) and target.parent not in cached:
+        raise InputError(
+            "file is a link that leads out of its folder",
+            file=path,
+            found=target,
+            hint="put a copy of the file in its place",
+        )
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; the `object_pairs_hook` of a parser that has only one opinion of a file.
+
+    Raises:
+        ValueError: a key occurs twice, of which other readers take the first or the last.
+    """
+    keys = dict(pairs)
+    if len(keys) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return keys
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a small file of a model's folder.
+
+    Raises:
+        InputError: the file cannot be read, leads out of its folder, or is not a JSON object; a key occurs twice.
+    """
+    require_inside(path)
     data = read_small_file(path)
     try:
-        parsed = json.loads(data.decode("utf-8-sig"))
+        parsed = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON: {error}", file=path, hint=_what_it_is(data)) from None
     if not isinstance(parsed, dict):

@@ -61,7 +61,10 @@ class GptossConvertError(Exception):
         """Return `value` as text of bounded length: it may come from a hostile file."""
         if value is None:
             return None
-        text = str(value)
+        try:
+            text = str(value)
+        except ValueError:  # Python writes no integer of more than 4300 digits, which hexadecimal ones may have
+            text = f"{type(value).__name__} too long to be shown"
         return text if len(text) <= LONGEST_FACT else f"{text[:LONGEST_FACT]}..."
 
     def with_hint(self, hint: str) -> Self:

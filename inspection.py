@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,12 @@ from gptoss_convert.tokenizer import TokenKind, Vocabulary
 
 if TYPE_CHECKING:
     from gptoss_convert.canonical_hash import CheckpointHash
+
+
+LONGEST_TEMPLATE = 64 << 10
+"""Characters of a chat template that is as such templates are; that of gpt-oss has a quarter of it."""
+_UNUSUAL = re.compile(r"__\w{1,40}__|\|\s{0,9}attr\b|{%[-+]?\s{0,9}(?:include|import|from|extends)\b")
+"""What a chat template never needs, and one that wants out of its sandbox does."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +88,14 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     """Gather the facts about `checkpoint`. Reads the tokenizer, but no tensor data."""
     problems = list(checkpoint.problems)
     facts = None
+    remarks = checkpoint.remarks
     if checkpoint.tokenizer is None:
         problems.append(InputError("no tokenizer beside the weights", file=checkpoint.path))
     else:
         try:
-            facts = _tokenizer_facts(checkpoint.tokenizer.vocabulary(), checkpoint.config.vocab_size)
+            vocabulary = checkpoint.tokenizer.vocabulary()
+            facts = _tokenizer_facts(vocabulary, checkpoint.config.vocab_size)
+            remarks += tuple(_unusual_templates(vocabulary))
         except GptossConvertError as problem:
             problems.append(problem)
     description = None
@@ -108,7 +118,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         description=description,
         details=checkpoint.details,
         problems=tuple(problems),
-        remarks=checkpoint.remarks,
+        remarks=remarks,
     )
 
 
@@ -143,6 +153,15 @@ def _groups(checkpoint: Checkpoint) -> tuple[TensorGroup, ...]:
         TensorGroup(*key, counts[key], parameters[key], nbytes[key])
         for key in sorted(counts, key=lambda key: (order.index(key[0]), key[1]))
     )
+
+
+def _unusual_templates(vocabulary: Vocabulary) -> Iterator[str]:
+    """Yield what is strange about chat templates, which are never run here but by most who get the model."""
+    for name, text in vocabulary.chat_templates.items():
+        if match := _UNUSUAL.search(text):
+            yield f"chat template {name!r} has {match[0]!r}, which none needs: look at it before you run it"
+        if len(text) > LONGEST_TEMPLATE:
+            yield f"chat template {name!r} has {len(text)} characters: look at it before you run it"
 
 
 def _tokenizer_facts(vocabulary: Vocabulary, vocab_size: int) -> TokenizerFacts:

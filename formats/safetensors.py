@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptoss_convert.assets import read_json_object
+from gptoss_convert.assets import read_json_object, unique_keys
 from gptoss_convert.errors import InputError, UnsupportedError
 from gptoss_convert.formats.storage import FileRef
 
@@ -71,14 +71,11 @@ def read_header(file: FileRef, *, largest: int = LARGEST_HEADER) -> dict[str, St
 
 
 def _parse_header(file: FileRef, text: bytes) -> dict[str, Any]:
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = dict(pairs)
-        if len(keys) != len(pairs):
-            raise ValueError("a key occurs twice")
-        return keys
+    def refuse_constant(name: str) -> None:
+        raise ValueError(f"{name} is no number")
 
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=refuse_duplicates)
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"safetensors header is not valid JSON: {error}", file=file.path) from None
     if not isinstance(header, dict):

@@ -151,7 +151,11 @@ def read_recipe(path: Path) -> Recipe:
     data = read_small_file(path, largest=LARGEST_RECIPE)
     try:
         stated = msgspec.toml.decode(data, type=_Recipe)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (
+        msgspec.DecodeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of too many digits is no DecodeError
         raise InputError(f"not a recipe: {error}", file=path, hint="see docs/recipes.md") from None
     if stated.version != VERSION:
         raise InputError("recipe of another version", file=path, found=stated.version, expected=VERSION)

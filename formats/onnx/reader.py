@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gptoss_convert.assets import CONFIG, Assets
+from gptoss_convert.assets import CONFIG, Assets, require_inside
 from gptoss_convert.checkpoint import (
     Checkpoint,
     ModelConfig,
@@ -201,7 +201,7 @@ class _Reader:
             path = self._file.path.parent / location
             if not os.path.exists(path):  # noqa: PTH110 - pathlib raises for names that no file can have
                 raise InputError("file with external data is missing", file=path, tensor=declared.name)
-            self._data[location] = FileRef.at(path)
+            self._data[location] = _own_file(path)
         return self._data[location]
 
     def _offset(self, declared: DeclaredArray, nbytes: int) -> int:
@@ -224,6 +224,28 @@ class _Reader:
                 hint="write or download the file again",
             )
         return place.offset
+
+
+def _own_file(path: Path) -> FileRef:
+    """Look at a file with external data.
+
+    Any bytes can be external data, so that a file elsewhere on the machine could be made numbers of a model:
+    neither kind of link is followed.
+
+    Raises:
+        InputError: it is a link, or no regular file.
+    """
+    require_inside(path)
+    file = FileRef.at(path)
+    if path.stat().st_nlink > 1:
+        raise InputError(
+            "file with external data is a hard link",
+            file=path,
+            found=f"{path.stat().st_nlink} names",
+            expected=1,
+            hint="put a copy of the file in its place",
+        )
+    return file
 
 
 def _overlaps(placed: Sequence[tuple[Path, int, int, str]]) -> Iterator[GptossConvertError]:

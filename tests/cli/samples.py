@@ -8,7 +8,7 @@ from tests.cli.command import run_here
 from tests.support import checkpoints, tokenizers
 from tests.support.checkpoints import Shape
 
-Kind = Literal["huggingface", "sharded", "bf16", "original", "gguf", "split"]
+Kind = Literal["huggingface", "sharded", "bf16", "original", "gguf", "split", "onnx"]
 
 SHAPE = Shape()
 SHARDS = tuple(f"model-{index:05d}-of-00002.safetensors" for index in range(3))
@@ -42,6 +42,11 @@ class Samples:
             folder.mkdir(parents=True)
             options = ["--split-max-size", str(SPLIT_SIZE)] if kind == "split" else []
             outcome = run_here("to-gguf", source, "-o", folder / "model.gguf", "--license", "mit", *options)
+            assert outcome.exit_code == 0, outcome.stderr
+            return
+        if kind == "onnx":
+            folder.parent.mkdir(parents=True)
+            outcome = run_here("to-onnx", self.path("huggingface"), "-o", folder, "--target", "cpu", "-q")
             assert outcome.exit_code == 0, outcome.stderr
             return
         tokenizers.write_small_tokenizer(folder)

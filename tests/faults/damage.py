@@ -172,6 +172,16 @@ def renamed(change: Callable[[str], str]) -> Damage:
     return _tensors(lambda entries: [entry._replace(name=change(entry.name)) for entry in entries])
 
 
+def reordered(key: Callable[[str], str]) -> Damage:
+    """Store the tensors of the single safetensors file in the order of `key`."""
+    return _tensors(lambda entries: sorted(entries, key=lambda entry: key(entry.name)))
+
+
+def with_bytes(tensor: str, data: bytes) -> Damage:
+    """Overwrite the first bytes of a tensor in the single safetensors file."""
+    return number(tensor, 0, data)
+
+
 def _tensors(change: Callable[[list[Entry]], list[Entry]]) -> Damage:
     def damage(folder: Path) -> None:
         path = folder / WEIGHTS

@@ -93,3 +93,45 @@ def test_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(InputError, match="cannot read file: Permission denied"):
         read_small_file(written(tmp_path, b""))
+
+
+# --- links
+
+
+def test_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    """Else a stranger's folder could carry a private file into an output that gets published."""
+    (tmp_path / "secret").write_bytes(b'{"a": 1}')
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "README.md").symlink_to("../secret")
+    for look in (Assets(folder).path, Assets(folder).read, Assets(folder).read_json_object):
+        with pytest.raises(InputError, match=r"link that leads out of its folder.*README\.md.*secret"):
+            look("README.md")
+    with pytest.raises(InputError, match="link that leads out"):
+        read_json_object(folder / "README.md")
+
+
+@pytest.mark.parametrize("place", ["blobs/x", "other/blobs/x", "snapshots/abc/blobs/x"])
+def test_only_the_blobs_of_its_own_cache_are_as_good_as_the_folder(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / "snapshots/abc/original"
+    folder.mkdir(parents=True)
+    target = tmp_path / place
+    target.parent.mkdir(parents=True)
+    target.write_bytes(b'{"a": 1}')
+    (folder / "file.json").symlink_to(target)
+    if place == "blobs/x":
+        assert read_json_object(folder / "file.json") == {"a": 1}
+    else:
+        with pytest.raises(InputError, match="link that leads out"):
+            read_json_object(folder / "file.json")
+
+
+def test_link_within_the_folder_is_followed(tmp_path: Path) -> None:
+    written(tmp_path, b'{"a": 1}')
+    (tmp_path / "link").symlink_to("file.json")
+    assert Assets(tmp_path).read("link") == b'{"a": 1}'
+
+
+def test_key_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a key occurs twice"):
+        read_json_object(written(tmp_path, b'{"a": {"b": 1, "b": 2}}'))

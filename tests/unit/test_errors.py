@@ -110,3 +110,9 @@ def test_pickling_keeps_all_facts(kind: type[GptossConvertError]) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is kind
     assert (str(copy), copy.as_dict()) == (str(error), error.as_dict())
+
+
+@pytest.mark.parametrize("value", [1 << 80_000, [1 << 80_000], {"a": -(1 << 80_000)}], ids=["int", "list", "dict"])
+def test_number_that_python_does_not_write_is_no_failure(value: object) -> None:
+    """Hexadecimal numbers of TOML can have any length; as decimals they may have 4300 digits."""
+    assert str(InputError("x", found=value)) == f"x: found {type(value).__name__} too long to be shown"

@@ -162,12 +162,13 @@ def test_relative_output_means_the_same_folder_wherever_it_is_written(
 
 def test_files_that_are_links_are_copied(model: Path, tmp_path: Path) -> None:
     """As in the cache of the Hugging Face Hub."""
-    blobs = tmp_path / "blobs"
-    blobs.mkdir()
+    blobs, snapshot = tmp_path / "cache/blobs", tmp_path / "cache/snapshots/abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
     for path in list(model.iterdir()):
         path.rename(blobs / path.name)
-        path.symlink_to(blobs / path.name)
-    output = written(plan_bf16(open_checkpoint(model), tmp_path / "out"))
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    output = written(plan_bf16(open_checkpoint(snapshot), tmp_path / "out"))
     assert not any(path.is_symlink() for path in output.iterdir())
     shutil.rmtree(blobs)
     open_checkpoint(output).require_sound()
