@@ -68,7 +68,8 @@ COMPARISON = {
     "least_signal_to_noise": "float", "largest_block_error": "float",
     "relative_error": "float", "different_blocks": "int",
     "worst_block": "NoneType", "signs_of_zero": "int", "rescaled_blocks": "int", "new_nan": "int",
-    "new_infinite": "int", "declared": "NoneType", "problem": "NoneType", "promised": "str", "passed": "bool",
+    "new_infinite": "int", "declared": "NoneType", "problem": "NoneType", "basis": "str",
+    "promised": "str", "passed": "bool",
     "failure": "NoneType",
 }  # fmt: skip
 

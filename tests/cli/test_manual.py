@@ -44,7 +44,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     hidden, width = gc.open(TINY).config.hidden_size, gc.open(TINY).tensors[f"{LAYER[17:]}.self_attn.q_proj.weight"]
     write_adapter(tmp_path / "my-lora", pair(f"{LAYER}.self_attn.q_proj", (2, hidden), (width.shape[0], 2)))
     make_fine_tune(tmp_path / "my-finetune")
-    gc.convert(tmp_path / "tiny-gpt-oss", tmp_path / "tiny-gpt-oss.gguf", "gguf")
+    for name in ("gpt-oss-20b", "tiny-gpt-oss"):
+        gc.convert(tmp_path / name, tmp_path / f"{name}.gguf", "gguf")
     (tmp_path / "release.toml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -55,7 +56,7 @@ def steps(text: str) -> Iterator[tuple[str, str]]:
     fence, row = r"^```(\w+)\n(.*?)^```", r"^\|.*?`(gptoss-convert [a-z0-9-]+ [^`]*-o [^`]+)`"
     for found in re.finditer(f"{fence}|{row}", text, re.DOTALL | re.MULTILINE):
         language, contents, command = found.groups()
-        if command and not re.search("SRC|RECIPE", command):
+        if command and not re.search(r"\b[A-Z]{3,}\b", command):
             yield "run", command
         elif language == "toml" and "[[artifacts]]" in contents:
             yield "write", contents
@@ -73,7 +74,11 @@ def test_every_command_does_what_the_guide_wants(guide: Path, desk: Path) -> Non
             arguments = shlex.split(text)[1:]
             if arguments[0] in ("to-gguf", "to-bf16", "to-mxfp4", "to-onnx"):
                 arguments.append("--force")  # guides offer alternatives
-            if arguments[0] == "verify" and "--weights" not in arguments:
+            if arguments[0] == "record":
+                arguments += SHORTER[:2]
+            elif arguments[:2] == ["verify", "--against"]:
+                arguments.append("--weights")
+            elif arguments[0] == "verify" and "--weights" not in arguments:
                 arguments += SHORTER
             outcome = run_here(*arguments, "--no-progress" if arguments[0] in ("verify", "build") else "--quiet")
             assert outcome.exit_code == 0, f"{text}\n{outcome.stdout[-2000:]}\n{outcome.stderr}"

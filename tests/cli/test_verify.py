@@ -182,7 +182,7 @@ def test_tells_what_is_compared_and_what_was_found(told: Outcome) -> None:
         "prompts prompts.jsonl: 3 prompts, 60 positions, SHA-256 of their ids ",
         "policy evidence.positions is 40 instead of 2000",
         "lossy.gguf (gguf, limits for lossy-8bit)",
-        "ran lossy.gguf in reference: completed, peak memory ",
+        "ran lossy.gguf in reference: completed, prefill 60 positions, decode 0, peak memory ",
         "noise reference in bfloat16: mean KL ",
         "reference: next-token distributions at 48 positions",
         "PASS: the file loses what its encodings may and reference agrees, mean KL ",

@@ -190,7 +190,7 @@ def _no_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("weights are read")
 
-    monkeypatch.setattr(verification, "verify_weights", refuse)
+    monkeypatch.setattr("gptoss_convert.verify.reference.verify_weights", refuse)
 
 
 @pytest.mark.usefixtures("_no_weights_are_read")
