@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,9 @@ def look_at_kernels(artifact: Checkpoint) -> Kernels | None:
     target = _TABLES.get(provider)
     if target is None:
         return Kernels(provider=provider, release=None, missing=(), unchecked="no list of them is known")
-    if find_spec("onnx") is None:
+    try:
+        import_module("onnx")
+    except ImportError:
         return Kernels(provider=provider, release=None, missing=(), unchecked="onnx is not installed")
     table = read_kernel_table(target)
     try:

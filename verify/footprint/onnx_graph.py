@@ -1,7 +1,7 @@
 """What onnxruntime and onnxruntime-genai take for the graphs that `to-onnx` makes.
 
-Weights are external data, mapped from their file and read where a node looks at them. The graph itself, with its
-tables of sines, is parsed into memory. Constants were measured with onnxruntime 1.31.1 and onnxruntime-genai 0.18.0
+Weights and rotary tables are external data, mapped from their file and read where a node looks at them. The graph
+itself is parsed into memory. Constants were measured with onnxruntime 1.31.1 and onnxruntime-genai 0.18.0
 on Linux.
 """
 
@@ -23,6 +23,8 @@ BASE_PRIVATE = 24_500_000
 """Interpreter, numpy and onnxruntime, with a session."""
 BASE_MAPPED = 35_000_000
 """Pages of programs and libraries."""
+TABLE_PAGES = 1_750_000
+"""Pages of a rotary table that the system maps around the first row that is looked up."""
 GPU_BASE = 500_000_000
 """A GPU's context and the kernels of an execution provider: not measured."""
 PARSED_COPY = 0.5
@@ -87,6 +89,7 @@ def _weights(subject: Subject, how: Conditions) -> Iterator[Part]:
         yield mapped(
             "weights: embedding", rows, error=0.5, phase=Phase.RUN, note="a row for every token that occurs"
         )
+    yield _rotary_tables(subject, how)
     yield private("graph", graph.file_bytes, 0.1, on_host=True, note="nodes")
     yield private("graph: while it is parsed", PARSED_COPY * graph.file_bytes, 0.5, phase=Phase.LOAD, on_host=True)
     if how.device == "gpu":
@@ -94,6 +97,20 @@ def _weights(subject: Subject, how: Conditions) -> Iterator[Part]:
     else:
         yield private("runtime", BASE_PRIVATE, 0.25)
         yield mapped("runtime: programs and libraries", BASE_MAPPED, error=0.15)
+
+
+def _rotary_tables(subject: Subject, how: Conditions) -> Part:
+    """Return the sines and cosines: a row for every position that there may be, and for each pair of numbers."""
+    config = subject.config
+    row = 2 * (config.head_dim // 2) * (4 if number_type(subject.weights) == "f32" else 2)
+    size = row * config.max_position_embeddings
+    if how.device == "gpu":
+        return private("rotary tables", size, 0.0)
+    rows = min(row * how.positions, size)
+    seen = min(max(rows, 2 * TABLE_PAGES), size)
+    return mapped(
+        "rotary tables", rows, resident=seen, error=0.5, phase=Phase.RUN, note="rows, and pages around them"
+    )
 
 
 def _cache(subject: Subject, how: Conditions, positions: int) -> KvCache:
