@@ -116,9 +116,11 @@ def _carried_out(run: _Run, executor: Executor, held: Session, progress: Progres
     report = _convert(run, executor, progress)
     if run.plan.manifest is not None:
         _write_manifest(run.plan, run.plan.manifest, report, run.outputs, executor)
-    run.outputs.sync()
-    if recheck:
-        recheck_written(run.plan, run.tasks(), run.outputs, run.journal, executor, run.resources.jobs)
+    with ThreadPoolExecutor(1) as waiting:  # for the disk, while processors have something to do
+        synced = waiting.submit(run.outputs.sync)
+        if recheck:
+            recheck_written(run.plan, run.tasks(), run.outputs, run.journal, executor, run.resources.jobs)
+        synced.result()
     require_unchanged(held.heading.sources)
     run.journal.mark_publishing()
     return report
