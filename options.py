@@ -69,8 +69,8 @@ SECTIONS = (
 class SectionedCommand(click.Command):
     """A command whose help lists its options by the section that `[section]` at the start of their help names."""
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options of each section under a heading of their own."""
+    def options_by_section(self, ctx: click.Context) -> dict[str, list[tuple[str, str]]]:
+        """Return (option as it is written, what it does) by heading, without sections that have none."""
         sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in SECTIONS}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
@@ -78,10 +78,13 @@ class SectionedCommand(click.Command):
                 match = re.match(r"\[(\w+)] (.*)", record[1], re.DOTALL)
                 heading, text = (match[1].capitalize(), match[2]) if match else ("Other", record[1])
                 sections[heading].append((record[0], text))
-        for heading, records in sections.items():
-            if records:
-                with formatter.section(f"{heading} options"):
-                    formatter.write_dl(records)
+        return {heading: records for heading, records in sections.items() if records}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of each section under a heading of their own."""
+        for heading, records in self.options_by_section(ctx).items():
+            with formatter.section(f"{heading} options"):
+                formatter.write_dl(records)
 
 
 def common_options(command: Command) -> Command:

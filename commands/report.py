@@ -25,7 +25,7 @@ def report(document: Path, *, output: Path, force: bool, as_json: bool, quiet: b
     network. It tells of nothing but what is in the document.
 
     \b
-    Example:
+    Examples:
       gptoss-convert verify gpt-oss-20b gpt-oss-20b.gguf --json > verdict.json
       gptoss-convert report verdict.json -o report
     """

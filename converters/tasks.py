@@ -33,7 +33,7 @@ class Resources:
     """What a run may use."""
 
     jobs: int = min(os.cpu_count() or 1, 4)
-    """Pieces that are worked on at the same time."""
+    """Pieces that are worked on at the same time; by default as many as cores, up to 4."""
     memory: int = DEFAULT_MEMORY
     """Bytes for data in flight. The program itself and the tokenizer come on top."""
 

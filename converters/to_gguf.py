@@ -50,6 +50,7 @@ class GgufOptions:
     allow_lossy_source: bool = False
     """Whether numbers that were rounded when the source was stored may be decoded."""
     description: Description = field(default_factory=Description)
+    """What the file says about the model, in place of what the source says."""
 
 
 def plan_gguf(

@@ -36,10 +36,11 @@ class Mxfp4Options:
     """What the user decides about an MXFP4 folder."""
 
     layout: Literal["hf", "openai"] = "hf"
+    """That of the Hugging Face repositories, or of their folder `original`."""
     rule: ScaleRule = ScaleRule.MSE
     """How the scale of a block is chosen, where no named scale is as good."""
     dense: str | None = "bf16"
-    """Encoding of everything but the expert matrices; None keeps that of the source.."""
+    """Encoding of everything but the expert matrices; None keeps that of the source."""
     max_shard_size: int | None = None
     """Bytes of tensor data per file; a single larger tensor gets a file of its own. None divides as published."""
     allow_lossy_source: bool = False

@@ -55,6 +55,7 @@ class LogitsOptions:
     """How distributions are compared."""
 
     prompts: PromptSet
+    """What runtimes are run on."""
     runtimes: tuple[str, ...] = ()
     """Names of runtimes; empty for those made for each format."""
     baselines: tuple[Path, ...] = ()
@@ -62,6 +63,7 @@ class LogitsOptions:
     work: Path | None = None
     """Folder for recordings, which are large; None for the system's folder for temporary files."""
     threads: int | None = None
+    """Of each runtime; None for all cores."""
     timeout: float | None = None
     """Seconds for each run."""
     provider: str | None = None
@@ -176,6 +178,7 @@ class VerifyOptions:
     """What is to be compared."""
 
     weights: bool = True
+    """Whether every number is compared."""
     logits: LogitsOptions | None = None
     """None: no model is run."""
     bisection_prompts: PromptSet | None = None
