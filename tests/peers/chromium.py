@@ -59,10 +59,11 @@ class Page:
             raise RuntimeError(f"Chromium: {found['exceptionDetails']}")
         return found["result"].get("value")
 
-    def picture(self, *, height: int | None = None) -> bytes:
-        """Return the page as PNG, all of it or its uppermost pixels."""
+    def picture(self, *, height: int | None = None, top: int = 0) -> bytes:
+        """Return the page as PNG, all of it or so many pixels of it from `top` on."""
         size = self._call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": height or size["height"], "scale": 1}
+        clip = {"x": 0, "y": top, "width": size["width"], "scale": 1}
+        clip["height"] = height or size["height"] - top
         found = self._call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
         return base64.b64decode(found["data"])
 
