@@ -47,3 +47,7 @@ def test_types(by_its_name: Path) -> None:
 def test_types_of_what_tests_are_built_on(by_its_name: Path) -> None:
     packages = ("tests.support", "tests.peers", "tests.cli", "tests.faults")
     check("mypy", *(option for package in packages for option in ("-p", package)), MYPYPATH=str(by_its_name))
+
+
+def test_types_of_examples(by_its_name: Path) -> None:
+    check("mypy", *sorted((ROOT / "examples").glob("*.py")), MYPYPATH=str(by_its_name))
