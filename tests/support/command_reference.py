@@ -5,7 +5,7 @@ The texts are those of `--help`; change them there, in `commands/` and `options.
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -30,13 +30,12 @@ def command_reference() -> str:
     sections = {name: _options(name) for name in COMMANDS}
     every = [[option for options in each.values() for option in options] for each in sections.values()]
     common = [option for option in every[0] if all(option in options for options in every)]
-    lines = [LEAD, *_table("Option", common)]
+    lines = [LEAD, *_table({"": common})]
     for name, each in sections.items():
         lines += ["", *_introduction(name)]
-        for heading, options in each.items():
-            if own := [option for option in options if option not in common]:
-                lines += ["", *_table(heading, own)]
-    return "\n".join(lines) + "\n"
+        own = {heading: [item for item in options if item not in common] for heading, options in each.items()}
+        lines += ["", *_table(own)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _options(name: str) -> Sections:
@@ -64,10 +63,15 @@ def _introduction(name: str) -> Iterator[str]:
         yield from ("", "```console", *(f"$ {line.strip()}" for line in examples.strip().splitlines()), "```")
 
 
-def _table(heading: str, options: Iterable[Option]) -> Iterator[str]:
-    yield from (f"| {heading} | |", "|---|---|")
-    for written, effect in options:
-        yield f"| {', '.join(map(_code, written.split(', ')))} | {_cell(effect)} |"
+def _table(sections: Sections) -> Iterator[str]:
+    """Yield one table for all options, since tables below each other have columns of different widths."""
+    if any(sections.values()):
+        yield from ("| option | effect |", "|---|---|")
+    for heading, options in sections.items():
+        if heading and options:
+            yield f"| **{heading}** | |"
+        for written, effect in options:
+            yield f"| {', '.join(map(_code, written.split(', ')))} | {_cell(effect)} |"
 
 
 def _code(text: str) -> str:
