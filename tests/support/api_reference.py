@@ -27,6 +27,9 @@ import gptoss_convert as gc
 Names on this page are public: a release that changes one says so in CHANGELOG.md. All else may change at any time.
 Importing the package is fast; a module is imported when one of its names is first used, and torch only when a model
 is run. `examples/` has programs and a notebook.
+
+In signatures, `Location` is a path, as text or `os.PathLike`, and `ConversionOptions` any of the
+[options of conversions](#options-of-conversions).
 """
 GROUPS: dict[str, tuple[str, ...]] = {
     "One call per step": ("open", "convert", "verify"),
@@ -55,7 +58,8 @@ def api_reference() -> str:
         lines += [f"## {heading}", ""]
         for name in names:
             lines += [f"### gc.{name}", "", *_entry(name, _public(name)), ""]
-    return "\n".join([*lines, ERRORS + "\n".join(_error_rows())]) + "\n"
+    page = "\n".join([*lines, ERRORS + "\n".join(_error_rows())]) + "\n"
+    return re.sub(r"docs/([\w/-]+\.md)", r"[\1](\1)", page)
 
 
 def _public(name: str) -> Any:
