@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from gptoss_convert.canonical_hash import ignore_progress as ignore_verify_progress
 from gptoss_convert.checkpoint import Checkpoint
@@ -17,6 +17,9 @@ from gptoss_convert.converters.plan import Plan
 from gptoss_convert.errors import OptionError
 from gptoss_convert.formats import open_checkpoint, open_tokenizer
 from gptoss_convert.formats.peft import open_adapter
+from gptoss_convert.formats.storage import RemotePath
+from gptoss_convert.hub.reference import parse_uri
+from gptoss_convert.source_options import locate
 from gptoss_convert.verify.policy import read_policy
 from gptoss_convert.verify.prompts import PRESETS, PromptSet, load_prompts
 from gptoss_convert.verify.verification import LogitsOptions, Verification, VerifyOptions, verify_artifacts
@@ -46,14 +49,15 @@ def open(source: Location, *, adapter: Location | None = None) -> Checkpoint:  #
     """Open a model of any readable format. No tensor data is read.
 
     Args:
-        source: a folder or a GGUF file.
+        source: a folder, a GGUF file, or a model on the Hugging Face Hub as `"hf://owner/name@revision"`, which is
+            downloaded into the cache of `huggingface_hub`.
         adapter: folder of a LoRA adapter in PEFT's format, which is merged as the matrices are read.
 
     Raises:
         InputError: it is damaged, or nothing that can be read.
         UnsupportedError: it is another kind of model, or the adapter cannot be merged.
     """
-    checkpoint = open_checkpoint(Path(source))
+    checkpoint = open_checkpoint(_located(source))
     return checkpoint if adapter is None else with_adapter(checkpoint, open_adapter(Path(adapter)))
 
 
@@ -154,7 +158,14 @@ def verify(
 
 
 def _opened(model: Location | Checkpoint) -> Checkpoint:
-    return model if isinstance(model, Checkpoint) else open_checkpoint(Path(model))
+    return model if isinstance(model, Checkpoint) else open_checkpoint(_located(model))
+
+
+def _located(source: Location) -> Path:
+    """Return the path of a model, downloaded if it is on the Hub."""
+    if not isinstance(source, str) or (reference := parse_uri(source)) is None:
+        return cast(Path, source) if isinstance(source, RemotePath) else Path(source)
+    return locate(reference)
 
 
 def _default_options(name: str) -> ConversionOptions:

@@ -5,8 +5,10 @@ The fields are those that model cards and GGUF files share (`gguf.Metadata`). No
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,3 +64,21 @@ class Description:
         """Return this description with everything that `stated` says in its place."""
         said = {item.name: getattr(stated, item.name) for item in fields(stated)}
         return replace(self, **{name: value for name, value in said.items() if value not in (None, (), {})})
+
+
+_CACHED = re.compile(r"models--.+?--(?P<name>.+)")
+
+
+def model_name(path: Path) -> str:
+    """Return what a model at `path` is called: the name of the file or folder.
+
+    In the cache of `huggingface_hub`, where folders are called as commits are and files as their hashes, it is the
+    name of the repository or of the file in it (`models--OWNER--NAME/snapshots/COMMIT/FILE`).
+    """
+    resolved = path.resolve()
+    if resolved.parent.name == "blobs":
+        return path.name
+    repository = _CACHED.fullmatch(resolved.parent.parent.name)
+    if resolved.parent.name == "snapshots" and repository is not None:
+        return repository["name"]
+    return resolved.name

@@ -15,8 +15,10 @@ import click
 
 from gptoss_convert import console
 from gptoss_convert.errors import BudgetError, GptossConvertError, InputError
+from gptoss_convert.hub.reference import HubReference
 from gptoss_convert.process import INTERNAL_ERROR, OutputStreamError
 from gptoss_convert.sizes import parse_size
+from gptoss_convert.source_options import STREAM_JOBS, STREAM_MEMORY_PER_JOB, hub_options, locate, stream_option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -138,13 +140,13 @@ def conversion_options(command: Command) -> Command:
             "--max-memory",
             type=Size(),
             metavar="SIZE",
-            help="[resources] Memory for data in flight (default: 192MiB).",
+            help="[resources] Memory for data in flight (default: 192MiB, with --stream twice as much).",
         ),
         click.option(
             "--jobs",
             type=click.IntRange(1, 64),
             metavar="N",
-            help="[resources] Chunks at a time (default: cores, up to 4).",
+            help="[resources] Chunks at a time (default: cores, up to 4; with --stream 8).",
         ),
         click.option(
             "--manifest",
@@ -186,6 +188,8 @@ def conversion_options(command: Command) -> Command:
             metavar="DIR",
             help="[input] Folder of the tokenizer, if not SRC.",
         ),
+        stream_option,
+        hub_options,
     ):
         command = option(command)
     return command
@@ -198,6 +202,9 @@ class RunOptions:
     adapter: Path | None
     tokenizer: Path | None
     allow_lossy_source: bool
+    revision: str | None
+    offline: bool
+    stream: bool
     force: bool
     resume: bool
     no_recheck: bool
@@ -210,13 +217,26 @@ class RunOptions:
     as_json: bool
     quiet: bool
 
-    def open_source(self, path: Path) -> Any:
-        """Return the checkpoint at `path`, with the adapter that was named merged into it."""
+    @property
+    def shows_progress(self) -> bool:
+        """Whether progress is shown to a reader."""
+        return console.progress_is_wanted(quiet=self.quiet or self.as_json, no_progress=self.no_progress)
+
+    def open_source(self, source: HubReference | Path) -> Any:
+        """Return the checkpoint that is named, with the adapter that was named merged into it."""
         from gptoss_convert.converters.adapter import with_adapter
         from gptoss_convert.formats import open_checkpoint
         from gptoss_convert.formats.peft import open_adapter
 
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(
+            locate(
+                source,
+                revision=self.revision,
+                offline=self.offline,
+                stream=self.stream,
+                progress=self.shows_progress,
+            )
+        )
         return checkpoint if self.adapter is None else with_adapter(checkpoint, open_adapter(self.adapter))
 
     def open_tokenizer(self) -> Any:
@@ -229,7 +249,11 @@ class RunOptions:
         """Return what the run may use."""
         from gptoss_convert.converters.execute import Resources
 
-        limits = {"jobs": self.jobs, "memory": self.max_memory}
+        jobs, memory = self.jobs, self.max_memory
+        if self.stream:
+            jobs = jobs or STREAM_JOBS
+            memory = memory or jobs * STREAM_MEMORY_PER_JOB
+        limits = {"jobs": jobs, "memory": memory}
         return Resources(**{key: value for key, value in limits.items() if value is not None})
 
 

@@ -10,6 +10,7 @@ import click
 
 from gptoss_convert import console
 from gptoss_convert.options import SectionedCommand, Size, common_options
+from gptoss_convert.source_options import paths_among
 
 
 @click.command(cls=SectionedCommand)
@@ -97,7 +98,7 @@ def build(
         return
     if report is not None:
         # That of an earlier build is replaced, as its manifest is.
-        check_report(report, (recipe, stated.source.path), replace=True)
+        check_report(report, (recipe, *paths_among(stated.source.path)), replace=True)
     limits = {"jobs": jobs, "memory": max_memory}
     wanted = console.progress_is_wanted(quiet=quiet or as_json, no_progress=no_progress)
     result = make(
@@ -109,7 +110,7 @@ def build(
         say=console.say if wanted else lambda line: None,
     )
     if report is not None:
-        write_report(report, result.document, (recipe, stated.source.path), replace=True)
+        write_report(report, result.document, (recipe, *paths_among(stated.source.path)), replace=True)
     if as_json:
         console.print_json(result.as_dict())
     elif not quiet:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import click
 
 from gptoss_convert import console
+from gptoss_convert.hub.reference import HubReference, upload_command
 from gptoss_convert.options import RunOptions
 from gptoss_convert.process import CHECK_FAILED, Arguments
 
 
-def convert(plan: Any, run: RunOptions, source: Any, tokenizer: Any) -> None:
+def convert(plan: Any, run: RunOptions, source: Any, tokenizer: Any, named: HubReference | Path) -> None:
     """Print a plan; or execute it, and compare what was written if that is wanted."""
     from gptoss_convert.converters.execute import execute
 
@@ -56,6 +58,9 @@ def convert(plan: Any, run: RunOptions, source: Any, tokenizer: Any) -> None:
     if compared is not None and not compared.passed:
         console.say(f"verification failed; what was written is still there: {plan.output}")
         sys.exit(CHECK_FAILED)
+    if isinstance(named, HubReference) and not run.quiet and not run.as_json:
+        console.say(f"source: {plan.source}")
+        console.say(f"to publish it: {upload_command(plan.output)}")
 
 
 def _tell_of_unfinished(plan: Any, run: RunOptions) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from gptoss_convert.commands.conversion import convert
+from gptoss_convert.hub.reference import HubReference
 from gptoss_convert.options import (
     SectionedCommand,
     Size,
@@ -15,10 +16,11 @@ from gptoss_convert.options import (
     conversion_options,
     split_options,
 )
+from gptoss_convert.source_options import Source
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.argument("source", metavar="SRC", type=Source())
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="[output] The new folder."
 )
@@ -28,7 +30,7 @@ from gptoss_convert.options import (
 )  # fmt: skip
 @conversion_options
 @common_options
-def to_bf16(source: Path, *, output: Path, max_shard_size: int | None, **options: Any) -> None:
+def to_bf16(source: HubReference | Path, *, output: Path, max_shard_size: int | None, **options: Any) -> None:
     """Convert SRC to a Hugging Face folder in BF16, as transformers loads and writes it.
 
     Every value of an MXFP4 checkpoint is kept. Scales that the values do not tell are named in mxfp4-scales.zip, so
@@ -45,4 +47,4 @@ def to_bf16(source: Path, *, output: Path, max_shard_size: int | None, **options
     sizes = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     bf16_options = Bf16Options(**sizes, allow_lossy_source=run.allow_lossy_source)
     checkpoint, tokenizer = run.open_source(source), run.open_tokenizer()
-    convert(plan_bf16(checkpoint, output, bf16_options, tokenizer=tokenizer), run, checkpoint, tokenizer)
+    convert(plan_bf16(checkpoint, output, bf16_options, tokenizer=tokenizer), run, checkpoint, tokenizer, source)

@@ -11,6 +11,7 @@ import click
 from gptoss_convert.assets import is_utf8
 from gptoss_convert.commands.conversion import convert
 from gptoss_convert.errors import OptionError
+from gptoss_convert.hub.reference import HubReference
 from gptoss_convert.options import (
     DENSE_ENCODINGS,
     EXPERT_ENCODINGS,
@@ -21,10 +22,11 @@ from gptoss_convert.options import (
     conversion_options,
     split_options,
 )
+from gptoss_convert.source_options import Source
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.argument("source", metavar="SRC", type=Source())
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE", help="[output] The GGUF file."
 )
@@ -64,7 +66,7 @@ from gptoss_convert.options import (
 @conversion_options
 @common_options
 def to_gguf(
-    source: Path,
+    source: HubReference | Path,
     *,
     output: Path,
     dense: str | None,
@@ -109,4 +111,4 @@ def to_gguf(
         ),
         tokenizer=tokenizer,
     )
-    convert(plan, run, checkpoint, tokenizer)
+    convert(plan, run, checkpoint, tokenizer, source)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from gptoss_convert.commands.conversion import convert
+from gptoss_convert.hub.reference import HubReference
 from gptoss_convert.options import (
     AS_IN_SOURCE,
     FOLDER_ENCODINGS,
@@ -19,10 +20,11 @@ from gptoss_convert.options import (
     conversion_options,
     split_options,
 )
+from gptoss_convert.source_options import Source
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.argument("source", metavar="SRC", type=Source())
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="[output] The new folder."
 )
@@ -50,7 +52,7 @@ from gptoss_convert.options import (
 @conversion_options
 @common_options
 def to_mxfp4(
-    source: Path,
+    source: HubReference | Path,
     *,
     output: Path,
     layout: Any,
@@ -90,4 +92,4 @@ def to_mxfp4(
         base=None if scales_from is None else open_checkpoint(scales_from),
         tokenizer=tokenizer,
     )
-    convert(plan, run, checkpoint, tokenizer)
+    convert(plan, run, checkpoint, tokenizer, source)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from gptoss_convert.commands.conversion import convert
+from gptoss_convert.hub.reference import HubReference
 from gptoss_convert.options import (
     GRAPH_ACTIVATIONS,
     GRAPH_EXPERTS,
@@ -18,10 +19,11 @@ from gptoss_convert.options import (
     conversion_options,
     split_options,
 )
+from gptoss_convert.source_options import Source
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.argument("source", metavar="SRC", type=Source())
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="[output] The new folder."
 )
@@ -52,7 +54,7 @@ from gptoss_convert.options import (
 @conversion_options
 @common_options
 def to_onnx(
-    source: Path,
+    source: HubReference | Path,
     *,
     output: Path,
     target: str,
@@ -86,4 +88,4 @@ def to_onnx(
         allow_lossy_source=run.allow_lossy_source,
     )
     checkpoint, tokenizer = run.open_source(source), run.open_tokenizer()
-    convert(plan_onnx(checkpoint, output, onnx_options, tokenizer=tokenizer), run, checkpoint, tokenizer)
+    convert(plan_onnx(checkpoint, output, onnx_options, tokenizer=tokenizer), run, checkpoint, tokenizer, source)

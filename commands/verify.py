@@ -11,16 +11,18 @@ from typing import Any
 import click
 
 from gptoss_convert import console
-from gptoss_convert.errors import OptionError
+from gptoss_convert.errors import InputError, OptionError
+from gptoss_convert.hub.reference import HubReference
 from gptoss_convert.options import (
     SectionedCommand,
     common_options,
 )
 from gptoss_convert.process import CHECK_FAILED
+from gptoss_convert.source_options import Source, hub_options, locate, paths_among
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("paths", metavar="REFERENCE ARTIFACT...", type=click.Path(path_type=Path), nargs=-1)
+@click.argument("named", metavar="REFERENCE ARTIFACT...", type=Source(), nargs=-1)
 @click.option(
     "--against", "pack", type=click.Path(path_type=Path), metavar="PACK",
     help="[input] Take the place of REFERENCE by what `record` wrote of it: needs neither REFERENCE nor torch.",
@@ -95,10 +97,13 @@ from gptoss_convert.process import CHECK_FAILED
     "--jobs", type=click.IntRange(1, 64), metavar="N",
     help="[resources] Chunks of weights at a time (default: cores, up to 4).",
 )  # fmt: skip
+@hub_options
 @common_options
 def verify(
-    paths: Sequence[Path],
+    named: Sequence[HubReference | Path],
     *,
+    revision: str | None,
+    offline: bool,
     pack: Path | None,
     only_weights: bool,
     only_logits: bool,
@@ -139,9 +144,11 @@ def verify(
 
     if only_weights and only_logits:
         raise OptionError("--weights and --logits exclude each other; without them, both are compared")
+    silent = options["quiet"] or options["as_json"]
+    wanted = console.progress_is_wanted(quiet=silent, no_progress=options["no_progress"])
     loaded = None
     if pack is not None:
-        reference, artifacts = pack, _required(paths, "ARTIFACT...")
+        reference, artifacts = pack, list(map(_as_path, _required(named, "ARTIFACT...")))
         _require_what_a_pack_allows(prompts, max_tokens, with_bisection=with_bisection)
         if report is not None:
             check_report(report, (pack, *artifacts), replace=force)
@@ -149,10 +156,11 @@ def verify(
         checkpoint, loaded = packed.model, packed.prompts
         compare = partial(verify_against, packed)
     else:
-        reference, *rest = _required(paths, "REFERENCE")
-        artifacts = _required(rest, "ARTIFACT...")
+        stated, *rest = _required(named, "REFERENCE")
+        artifacts = list(map(_as_path, _required(rest, "ARTIFACT...")))
         if report is not None:
-            check_report(report, (reference, *artifacts), replace=force)
+            check_report(report, (*paths_among(stated), *artifacts), replace=force)
+        reference = locate(stated, revision=revision, offline=offline, progress=wanted)
         checkpoint = open_checkpoint(reference)
         compare = partial(verify_artifacts, checkpoint)
         if with_bisection or not only_weights:
@@ -179,8 +187,6 @@ def verify(
         policy=None if policy is None else read_policy(policy),
         jobs=options["jobs"],
     )
-    silent = options["quiet"] or options["as_json"]
-    wanted = console.progress_is_wanted(quiet=silent, no_progress=options["no_progress"])
     total = 0 if only_logits else len(artifacts) * sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     with console.progress_bar(total, shown=wanted and not only_logits) as progress:
         say = console.say if wanted else lambda line: None
@@ -195,7 +201,14 @@ def verify(
         sys.exit(CHECK_FAILED)
 
 
-def _required(paths: Sequence[Path], name: str) -> Sequence[Path]:
+def _as_path(artifact: HubReference | Path) -> Path:
+    """Return the path of an artifact, which is what was made here."""
+    if isinstance(artifact, HubReference):
+        raise InputError("nothing is there", file=str(artifact), hint="artifacts are files and folders")
+    return artifact
+
+
+def _required(paths: Sequence[HubReference | Path], name: str) -> Sequence[HubReference | Path]:
     """Return `paths`, of which there has to be one."""
     if not paths:
         raise click.UsageError(f"Missing argument '{name}'.", click.get_current_context())

@@ -20,6 +20,7 @@ from gptoss_convert.converters.recheck import recheck as recheck_written
 from gptoss_convert.converters.report import Found, Report, TensorReport
 from gptoss_convert.converters.session import Session, session
 from gptoss_convert.converters.tasks import LEAST_MEMORY_PER_JOB, Resources, Task, TaskResult, run_task, tasks
+from gptoss_convert.description import model_name
 from gptoss_convert.errors import BudgetError, InputError, OutputError
 from gptoss_convert.formats.storage import FileCopier, FileRef
 
@@ -183,7 +184,7 @@ def _write_manifest(plan: Plan, path: Path, report: Report, outputs: Outputs, ex
     hashed = list(executor.map(hash_file, map(outputs.temporary, paths)))
     assert report.hash is not None
     manifest = Manifest(
-        source=plan.source.absolute().name,
+        source=model_name(plan.source),
         source_format=plan.source_format,
         format=plan.format,
         loss=str(report.loss),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_convert.errors import InputError
+from gptoss_convert.formats.storage import RemotePath
 
 _HEAD_BYTES = 1 << 20
 """Bytes of a file that are hashed: the headers of safetensors files, and of most others."""
@@ -22,7 +23,7 @@ class Fingerprint:
     """Bytes."""
     modified_ns: int
     head: str
-    """SHA-256 of its first megabyte."""
+    """SHA-256 of its first megabyte; empty for a file that cannot change, since a commit is part of its path."""
 
     @classmethod
     def of(cls, path: Path) -> Fingerprint:
@@ -31,6 +32,8 @@ class Fingerprint:
         Raises:
             InputError: it cannot be read.
         """
+        if isinstance(path, RemotePath):
+            return cls(path.stat().st_size, 0, "")
         try:
             with path.open("rb", buffering=0) as file:
                 head = hashlib.sha256()
@@ -79,7 +82,8 @@ def require_unchanged(before: Mapping[str, Fingerprint]) -> None:
     Raises:
         InputError: one changed since, or is gone.
     """
-    changed = difference(before, fingerprints(Path(path) for path in before))
+    mutable = {path: found for path, found in before.items() if found.head}
+    changed = difference(mutable, fingerprints(map(Path, mutable)))
     if changed is not None:
         raise InputError(
             "source changed while it was read",

@@ -15,7 +15,7 @@ from gptoss_convert.checkpoint import Tensor
 from gptoss_convert.converters.recoding import PLAIN, Recoding
 from gptoss_convert.encodings import Encoding, LossClass, loss_class
 from gptoss_convert.errors import UnsupportedError
-from gptoss_convert.formats.storage import FileRef, SameBytes
+from gptoss_convert.formats.storage import REMOTE_BYTES, FileRef, RemotePath, SameBytes
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Transfer:
     def same_bytes(self) -> SameBytes | None:
         """Where the rows lie, if source and target are the same bytes that nobody has to look at."""
         kept = self.recoding == PLAIN and self.loss is LossClass.BYTE_EXACT
-        if not kept or not self.source.encoding.takes_any_bytes:
+        if self._is_remote or not kept or not self.source.encoding.takes_any_bytes:
             return None
         return SameBytes.of(self.source.storage, self.target.storage)
 
@@ -50,6 +50,13 @@ class Transfer:
     def row_group(self) -> int:
         """Rows that source and target move best together."""
         return max(self.source.storage.row_group, self.target.storage.row_group)
+
+    @property
+    def rows_per_read(self) -> int:
+        """Rows that should be read at once: of a remote file, so many that its server's delay does not count."""
+        if not self._is_remote:
+            return 1
+        return max(REMOTE_BYTES // self.source.encoding.row_nbytes(self.source.columns), 1)
 
     @property
     def gathers(self) -> bool:
@@ -76,6 +83,11 @@ class Transfer:
         if self.gathers and self.in_one_step:
             return 0
         return self._written + self.recoding.temporary_bytes(self.source, self.target)
+
+    @property
+    def _is_remote(self) -> bool:
+        """Whether rows are fetched from a server, which no system copies and which should be asked once."""
+        return any(isinstance(file, RemotePath) for file in self.source.storage.files)
 
     @property
     def _written(self) -> int:

@@ -134,7 +134,7 @@ def _rows_of_task(transfer: Transfer, matrix: int, memory: int) -> tuple[int, in
     holding, working = transfer.holding_bytes_per_row, transfer.working_bytes_per_row
     step = _whole_segments(min(STEP_BYTES, memory) // (holding + working))
     group = transfer.row_group
-    wanted = -(-step // group) * group
+    wanted = -(-max(step, transfer.rows_per_read) // group) * group
     fitting = memory // (holding + working) if transfer.in_one_step else (memory - step * working) // holding
     rows = min(wanted, max(fitting, 1))
     rows = rows - rows % matrix if rows >= matrix else min(_whole_segments(rows), matrix)

@@ -7,12 +7,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from gptoss_convert.checkpoint import Checkpoint, Role, Tensor, inventory
 from gptoss_convert.converters.plan import Entry, Plan, PlannedFile, Transfer
 from gptoss_convert.converters.sources import require_faithful
-from gptoss_convert.description import Description
+from gptoss_convert.description import Description, model_name
 from gptoss_convert.encodings import ENCODINGS, Encoding, encoding
 from gptoss_convert.encodings.mixed import Mixed
 from gptoss_convert.errors import InputError, OptionError, OutputError, UnsupportedError
@@ -87,7 +87,7 @@ def plan_gguf(
         )
     choices = _choose_encodings(checkpoint, options)
     config = checkpoint.config
-    description = Description(name=checkpoint.path.resolve().stem).updated(checkpoint.describe())
+    description = Description(name=PurePath(model_name(checkpoint.path)).stem).updated(checkpoint.describe())
     description = description.updated(options.description)
     metadata = {
         **description_metadata(description, config),

@@ -52,7 +52,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         InputError: nothing is there, no format recognises it, or a header is damaged.
         UnsupportedError: it is another kind of model.
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     try:
         if not path.exists():
             raise InputError("nothing is there", file=path)
@@ -82,7 +82,7 @@ def open_tokenizer(path: Path | str) -> TokenizerSource:
     Raises:
         InputError: there is none.
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     assets = Assets(path)
     tokenizer: TokenizerSource | None = None
     if path.is_dir():

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from gptoss_convert.assets import GENERATION_CONFIG, LICENSE, MODEL_CARD, Assets, is_utf8
-from gptoss_convert.description import Description, Reference
+from gptoss_convert.description import Description, Reference, model_name
 from gptoss_convert.errors import InputError
 
 LONGEST_TEXT = 10_000
@@ -55,7 +56,7 @@ def describe_folder(assets: Assets, config: Mapping[str, Any], parameters: int) 
     """
     import gguf
 
-    folder = None if assets.folder is None else assets.folder.resolve()
+    folder = None if assets.folder is None else Path(model_name(assets.folder))
     named = {key: config[key] for key in ("_name_or_path",) if isinstance(config.get(key), str)}
     found: Any = gguf.Metadata.apply_metadata_heuristic(
         gguf.Metadata(), _read_card(assets), named, folder, parameters

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import struct
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 
 from gptoss_convert.assets import read_json_object, unique_keys
 from gptoss_convert.errors import InputError, UnsupportedError
-from gptoss_convert.formats.storage import FileRef
+from gptoss_convert.formats.storage import FileRef, is_there
 
 LARGEST_HEADER = 100_000_000
 """Bytes; the bound of the reference implementation."""
@@ -211,7 +210,7 @@ def _read_shards(index_path: Path, weight_map: dict[str, str]) -> dict[str, Stor
     shards: dict[str, dict[str, StoredTensor]] = {}
     for shard in sorted(set(weight_map.values())):
         path = folder / shard
-        if not os.path.exists(path):  # noqa: PTH110 - pathlib raises for names that no file can have
+        if not is_there(path):
             missing = sum(1 for value in weight_map.values() if value == shard)
             raise InputError(
                 "shard is missing",

@@ -22,6 +22,35 @@ from gptoss_convert.errors import InputError
 
 OPEN_FILES = 64
 """Descriptors that are kept open for reading; a checkpoint may have more shards than a process may open files."""
+REMOTE_BYTES = 8 << 20
+"""Bytes to ask a server for at once, so that the time until it answers does not count."""
+
+
+class OpenedFile(Protocol):
+    """A file opened for positional reads by any number of threads."""
+
+    def read_some(self, view: memoryview, offset: int) -> int:
+        """Fill the beginning of `view` with bytes from `offset` on; return how many, 0 at the end of the file."""
+
+
+@runtime_checkable
+class RemotePath(Protocol):
+    """The path of a file that this machine does not have, and that cannot change: its commit is part of it."""
+
+    def open_ranges(self) -> OpenedFile:
+        """Open the file for positional reads.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+
+
+def is_there(path: Path) -> bool:
+    """Return whether something has the name `path`, which may be one that no file can have."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -92,6 +121,8 @@ class FileRef:
             return 0
         try:
             opened = _opened(self)
+            if not isinstance(opened, _OpenFile):
+                return 0
             return os.copy_file_range(opened.descriptor, target, count, offset, target_offset)
         except OSError:
             return 0
@@ -128,9 +159,20 @@ class _OpenFile:
         return len(data)
 
 
+def open_local(path: Path) -> OpenedFile:
+    """Open a file of this machine for positional reads.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    return _OpenFile(path)
+
+
 @lru_cache(maxsize=OPEN_FILES)
-def _opened(file: FileRef) -> _OpenFile:
+def _opened(file: FileRef) -> OpenedFile:
     """Return the file opened; a descriptor that falls out of the cache lives on while a thread reads from it."""
+    if isinstance(file.path, RemotePath):
+        return file.path.open_ranges()
     opened = _OpenFile(file.path)
     status = os.fstat(opened.descriptor)
     if file.modified_ns not in (None, status.st_mtime_ns) or status.st_size != file.size:

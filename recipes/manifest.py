@@ -14,6 +14,8 @@ import msgspec
 
 from gptoss_convert import __version__
 from gptoss_convert.converters.manifest import TOOL
+from gptoss_convert.description import model_name
+from gptoss_convert.hub.reference import cached_commit
 
 if TYPE_CHECKING:
     from gptoss_convert.checkpoint import Checkpoint
@@ -94,6 +96,7 @@ def build_manifest(
     artifacts: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return what the file says: the same for the same recipe, source, program and libraries."""
+    commit = cached_commit(checkpoint.path)
     return {
         "kind": KIND,
         "manifest_version": VERSION,
@@ -101,7 +104,8 @@ def build_manifest(
         "libraries": installed_libraries(),
         "recipe": {"name": recipe.path.name, "sha256": hashlib.sha256(recipe.path.read_bytes()).hexdigest()},
         "source": {
-            "name": checkpoint.path.absolute().name,
+            "name": model_name(checkpoint.path),
+            **({} if commit is None else {"revision": commit}),
             "format": checkpoint.format,
             "files": [_named(file) for file in sources],
         },

@@ -18,7 +18,7 @@ def build_matrix(recipe: Recipe) -> dict[str, Any]:
     Raises:
         GptossConvertError: the source cannot be opened, or an artifact cannot be planned.
     """
-    source = open_source(recipe.source)
+    source = open_source(recipe.source, only_headers=True)
     held = sum(tensor.nbytes for tensor in source.checkpoint.tensors.values())
     return {
         "include": [

@@ -14,6 +14,7 @@ import msgspec
 from gptoss_convert.assets import read_small_file
 from gptoss_convert.converters.conversions import CONVERSIONS, Conversion
 from gptoss_convert.errors import InputError, OptionError
+from gptoss_convert.hub.reference import HubReference, parse_uri
 
 if TYPE_CHECKING:
     from gptoss_convert.converters.conversions import ConversionOptions
@@ -76,7 +77,7 @@ class _Recipe(_Section, frozen=True):
 class SourceRecipe:
     """What artifacts are made of."""
 
-    path: Path
+    path: HubReference | Path
     adapter: Path | None
     tokenizer: Path | None
     scales_from: Path | None
@@ -178,7 +179,7 @@ def read_recipe(path: Path) -> Recipe:
     return Recipe(
         path=path,
         source=SourceRecipe(
-            path=folder / source.path,
+            path=_on_the_hub(source.path, path) or folder / source.path,
             adapter=_beside(folder, source.adapter),
             tokenizer=_beside(folder, source.tokenizer),
             scales_from=_beside(folder, source.scales_from),
@@ -250,6 +251,14 @@ def _require_known_devices(devices: Sequence[str], path: Path) -> None:
 
 def _beside(folder: Path, name: str | None) -> Path | None:
     return None if name is None else folder / name
+
+
+def _on_the_hub(name: str, recipe: Path) -> HubReference | None:
+    """Return the model of the Hub that `name` is; without `hf://` it is a path, as everything else in a recipe."""
+    try:
+        return parse_uri(name)
+    except ValueError as error:
+        raise InputError(f"source: {error}", file=recipe) from None
 
 
 def _prompts(folder: Path, stated: str | None) -> str | Path | None:

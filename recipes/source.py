@@ -9,7 +9,9 @@ from gptoss_convert import api
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.converters.plan import Plan
 from gptoss_convert.formats import open_checkpoint, open_tokenizer
+from gptoss_convert.hub.reference import HubReference
 from gptoss_convert.recipes.recipe import ArtifactRecipe, SourceRecipe
+from gptoss_convert.source_options import locate
 from gptoss_convert.tokenizer import TokenizerSource
 
 
@@ -43,14 +45,19 @@ class OpenSource:
         )
 
 
-def open_source(source: SourceRecipe) -> OpenSource:
+def open_source(source: SourceRecipe, *, only_headers: bool = False) -> OpenSource:
     """Open what a recipe names.
+
+    Args:
+        source: what the recipe says.
+        only_headers: whether no more than headers will be read, for which a model on the Hub is not downloaded.
 
     Raises:
         InputError: something is damaged or missing.
         UnsupportedError: it is another kind of model.
     """
-    checkpoint = api.open(source.path, adapter=source.adapter)
+    path = locate(source.path, stream=only_headers and isinstance(source.path, HubReference))
+    checkpoint = api.open(path, adapter=source.adapter)
     checkpoint.require_sound()
     return OpenSource(
         checkpoint=checkpoint,

@@ -8,7 +8,6 @@ is never run. Models of other tools compute with rearranged and requantised numb
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -33,7 +32,7 @@ from gptoss_convert.formats.onnx.data_types import ENCODING_NAMES, data_types_of
 from gptoss_convert.formats.onnx.metadata import METADATA_KEY, StoredWeight, parse
 from gptoss_convert.formats.onnx.storages import has_layout, storage_of
 from gptoss_convert.formats.safetensors import is_plain_file_name
-from gptoss_convert.formats.storage import FileRef
+from gptoss_convert.formats.storage import FileRef, is_there
 from gptoss_convert.formats.tokenizer_json import find_tokenizer
 
 NAME = "onnx"
@@ -199,7 +198,7 @@ class _Reader:
                     expected="a plain file name",
                 )
             path = self._file.path.parent / location
-            if not os.path.exists(path):  # noqa: PTH110 - pathlib raises for names that no file can have
+            if not is_there(path):
                 raise InputError("file with external data is missing", file=path, tensor=declared.name)
             self._data[location] = _own_file(path)
         return self._data[location]
