@@ -33,8 +33,8 @@ TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that say that the same request may succeed later."""
 
 
-class TransientError(Exception):
-    """A request that failed in a way that may pass."""
+class TransientError(ConnectionError):
+    """A request that failed in a way that may pass; for readers of files an `OSError` as any other."""
 
     def __init__(self, what: str, *, wait: float | None = None) -> None:
         super().__init__(what)
@@ -57,7 +57,7 @@ class Retries:
         """Return what `attempt` returns, called again after each `TransientError` until it is enough.
 
         Raises:
-            TransientError: of the last attempt.
+            TransientError: the last attempt failed too.
         """
         backoff = tenacity.wait_exponential(multiplier=self.first_wait, max=self.longest_wait)
         chance = tenacity.wait_random(0, self.first_wait)
@@ -74,7 +74,10 @@ class Retries:
             wait=wait,
             reraise=True,
         )
-        return retrying(attempt)
+        try:
+            return retrying(attempt)
+        except TransientError as error:
+            raise TransientError(f"gave up after {self.attempts} attempts: {error}") from error
 
 
 RETRIES = Retries()
@@ -133,11 +136,7 @@ def reported(place: str, *, cache: Path | None = None) -> Iterator[None]:
     except GptossConvertError:
         raise
     except TransientError as error:
-        raise InputError(
-            f"gave up after {RETRIES.attempts} attempts: {error}",
-            file=place,
-            hint="check the connection, or use what is in the cache with --offline",
-        ) from error
+        raise InputError(str(error), file=place) from error
     except GatedRepoError as error:
         raise InputError(
             "access to this repository is restricted",

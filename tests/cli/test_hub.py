@@ -102,7 +102,7 @@ def test_failures_that_pass_change_nothing(
     assert (tmp_path / "disk.gguf").read_bytes() == (tmp_path / "hub.gguf").read_bytes()
 
 
-@pytest.mark.parametrize("fault", [hub_server.unavailable, hub_server.no_ranges, hub_server.another_version])
+@pytest.mark.parametrize("fault", [hub_server.no_ranges, hub_server.another_version, hub_server.another_range])
 def test_giving_up_is_one_line_and_leaves_nothing(
     fault: hub_server.Fault, samples: Samples, tmp_path: Path, hub: Serve
 ) -> None:
@@ -115,6 +115,28 @@ def test_giving_up_is_one_line_and_leaves_nothing(
     assert outcome.stderr.startswith("error: ")
     assert outcome.stderr.count("\n") == 1
     assert not list(tmp_path.glob("x.gguf*"))
+
+
+def test_run_that_gave_up_is_gone_on_with(samples: Samples, tmp_path: Path, hub: Serve) -> None:
+    source, output = samples.path("huggingface"), tmp_path / "x.gguf"
+    assert run_here("to-gguf", source, "-o", tmp_path / "disk.gguf").exit_code == 0
+    server = hub(source)
+    command = ("to-gguf", "hf://owner/model", "-o", output, "--stream", "--jobs", "1")
+    server.faults = dict.fromkeys(range(30, 1000), hub_server.unavailable)
+    outcome = run_here(*command, "--quiet")
+    assert outcome.exit_code == 3
+    assert outcome.stderr.count("\n") == 1
+    assert "gave up after 8 attempts: server answered 503" in outcome.stderr
+    assert "--resume goes on with it" in outcome.stderr
+    assert not output.exists()
+
+    before = {item.range for item in server.ranges}
+    server.faults, first = {}, len(server.ranges)
+    outcome = run_here(*command, "--resume")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert output.read_bytes() == (tmp_path / "disk.gguf").read_bytes()
+    again = [item.range for item in server.ranges[first:] if item.range in before]
+    assert len(again) < 10 < len(before)  # headers, and what was in flight
 
 
 def test_downloaded_model_is_converted_and_the_next_step_is_named(
