@@ -69,13 +69,14 @@ class Transfer:
         stored = self.source.encoding.row_nbytes(self.source.columns)
         # Grouped rows are read in one piece and then arranged in another.
         read = 2 * stored if self.source.storage.row_group > 1 and self.source.storage.order == "C" else stored
-        return read + (self._written if self.gathers else 0)
+        return read + (self._written if self.gathers and not self._keeps_arrays else 0)
 
     @property
     def in_one_step(self) -> bool:
         """Whether all rows of a task are recoded at once: that takes no memory, and they are held anyway."""
         light = not self.recoding.temporary_bytes(self.source, self.target)
-        return light and (self.gathers or self.source.storage.order == "F")
+        # What comes from a server is held as large as memory allows, and then recoded in steps.
+        return light and (self.gathers or (self.source.storage.order == "F" and not self._is_remote))
 
     @property
     def working_bytes_per_row(self) -> int:
@@ -83,6 +84,12 @@ class Transfer:
         if self.gathers and self.in_one_step:
             return 0
         return self._written + self.recoding.temporary_bytes(self.source, self.target)
+
+    @property
+    def _keeps_arrays(self) -> bool:
+        """Whether what is written is what was read, in the same place of memory."""
+        same_order = self.source.storage.order == self.target.storage.order
+        return self.recoding == PLAIN and self.source.encoding == self.target.encoding and same_order
 
     @property
     def _is_remote(self) -> bool:

@@ -18,6 +18,7 @@ from gptoss_convert.converters.recoding import NOTHING_FOUND, Findings
 from gptoss_convert.encodings import Chunk
 from gptoss_convert.encodings.mxfp4_format import NOT_NAMED
 from gptoss_convert.encodings.transpose import transpose_into
+from gptoss_convert.errors import BudgetError
 from gptoss_convert.formats.storage import FileCopier, SameBytes
 
 STEP_BYTES = 2 << 20
@@ -137,6 +138,16 @@ def _rows_of_task(transfer: Transfer, matrix: int, memory: int) -> tuple[int, in
     wanted = -(-max(step, transfer.rows_per_read) // group) * group
     fitting = memory // (holding + working) if transfer.in_one_step else (memory - step * working) // holding
     rows = min(wanted, max(fitting, 1))
+    in_columns = transfer.source.storage.order == "F"
+    if in_columns and transfer.rows_per_read > 1 and rows < transfer.source.storage.row_group:
+        raise BudgetError(
+            "too little memory to stream matrices that lie in columns: each is fetched as a whole",
+            file=transfer.source.file,
+            tensor=transfer.source.name,
+            found=f"{memory} bytes for each job",
+            expected=f"at least {transfer.source.storage.row_group * holding + step * working}",
+            hint="allow more with --max-memory, or leave out --stream",
+        )
     rows = rows - rows % matrix if rows >= matrix else min(_whole_segments(rows), matrix)
     if transfer.in_one_step or step >= rows:
         return rows, rows

@@ -1,6 +1,7 @@
 """Sources on the Hugging Face Hub: downloaded, read where they lie, and never asked for unless they are named."""
 
 import json
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 
 from tests.cli.command import Outcome, environment, run_here, run_process
+from tests.cli.foreign import with_encodings
 from tests.cli.samples import Kind, Samples, source_in
 from tests.support import hub_server
+from tests.support.checkpoints import Shape, write_huggingface
 from tests.support.hub import hub_of
 from tests.support.hub_server import HubServer
 
@@ -83,6 +86,41 @@ def test_no_byte_of_the_weights_is_fetched_twice(
     tokenizer = (source / "tokenizer.json").stat().st_size
     assert server.sent == weights + tokenizer
     assert len({(item.path, item.range) for item in server.ranges}) == len(server.ranges)
+
+
+def test_several_requests_wait_for_the_server_at_once(samples: Samples, tmp_path: Path, hub: Serve) -> None:
+    server = hub(samples.path("huggingface"))
+    server.delay = 0.05
+    outcome = run_here("to-gguf", "hf://owner/model", "-o", tmp_path / "x.gguf", "--stream")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert server.most_at_once == 8
+
+
+def test_matrices_in_columns_are_fetched_as_a_whole_or_refused(
+    samples: Samples, tmp_path: Path, hub: Serve
+) -> None:
+    write_huggingface(tmp_path / "model", Shape(layers=1, hidden=512, intermediate=512), experts="bf16")
+    shutil.copy(samples.path("bf16") / "tokenizer.json", tmp_path / "model")
+    server = hub(tmp_path / "model")
+    command = ("to-gguf", "hf://owner/model", "-o", tmp_path / "x.gguf", "--stream", "--jobs", "1", "--max-memory")
+    outcome = run_here(*command, "3MB")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert len(server.ranges) < 60
+    outcome = run_here(*command, "300KB", "--force")
+    assert outcome.exit_code == 6
+    assert "too little memory to stream matrices that lie in columns" in outcome.stderr
+
+
+def test_encodings_that_are_only_copied_are_streamed_too(samples: Samples, tmp_path: Path, hub: Serve) -> None:
+    (tmp_path / "repository").mkdir()
+    changed = {"blk.0.ffn_gate_exps.weight": "Q4_0", "blk.1.ffn_up_exps.weight": "Q5_1"}
+    source = with_encodings(samples.path("gguf"), tmp_path / "repository" / "mixed.gguf", changed)
+    hub(source.parent)
+    for place, name in ((source, "disk"), ("hf://owner/model/mixed.gguf", "hub")):
+        options = ["--stream"] if name == "hub" else []
+        outcome = run_here("to-gguf", place, "-o", tmp_path / f"{name}.gguf", *options)
+        assert outcome.exit_code == 0, outcome.stderr
+    assert (tmp_path / "disk.gguf").read_bytes() == (tmp_path / "hub.gguf").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ import hashlib
 import json
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -51,6 +53,11 @@ class HubServer:
     """Bytes of large files."""
     signature: int = 0
     """In the addresses that are valid."""
+    delay: float = 0.0
+    """Seconds until the answer to a request for a range begins."""
+    at_once: int = 0
+    most_at_once: int = 0
+    """Requests for ranges that waited for their answer at the same time."""
     endpoint: str = ""
     storage: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -66,11 +73,26 @@ class HubServer:
         """Return size, hash and whether it is large of every file by name."""
         files = {}
         for path in sorted(item for item in self.folder.rglob("*") if item.is_file()):
-            name, data = path.relative_to(self.folder).as_posix(), path.read_bytes()
+            name, data = path.relative_to(self.folder).as_posix(), contents(path)
             is_large = name.endswith(LARGE_SUFFIXES)
-            sha1 = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-            files[name] = len(data), hashlib.sha256(data).hexdigest() if is_large else sha1, is_large
+            files[name] = len(data), _digests(data)[is_large], is_large
         return files
+
+
+def contents(path: Path) -> bytes:
+    """Return the bytes of a file, which are kept in memory until it changes."""
+    return _contents(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _contents(path: Path, changed: int) -> bytes:
+    return path.read_bytes()
+
+
+@lru_cache(maxsize=64)
+def _digests(data: bytes) -> tuple[str, str]:
+    """Return git's hash of a blob, and SHA-256."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(), hashlib.sha256(data).hexdigest()
 
 
 @contextmanager
@@ -211,13 +233,19 @@ class _Handler(BaseHTTPRequestHandler):
         if parse_qs(query) != {"signature": [str(self.state.signature)]}:
             self.answer(403, b"expired")
             return
-        data = (self.state.folder / "/".join(parts)).read_bytes()
+        data = contents(self.state.folder / "/".join(parts))
         asked = self.headers.get("Range")
         if asked is None:
             first, last = 0, len(data) - 1
         else:
             start, _, stop = asked.removeprefix("bytes=").partition("-")
             first, last = int(start), min(int(stop) if stop else len(data) - 1, len(data) - 1)
+        with self.state.lock:
+            self.state.at_once += 1
+            self.state.most_at_once = max(self.state.most_at_once, self.state.at_once)
+        time.sleep(self.state.delay)
+        with self.state.lock:
+            self.state.at_once -= 1
         fault = self.state.faults.get(number, self.state.faults.get(-1))
         if fault is not None:
             fault(self, data, first, last)
