@@ -78,11 +78,13 @@ def to_gguf(
 ) -> None:
     """Convert SRC to a GGUF file for llama.cpp.
 
+    SRC is a folder, a GGUF file, or a model on the Hugging Face Hub: OWNER/NAME or hf://OWNER/NAME@REVISION/PATH.
     Experts in MXFP4 keep every bit, and by default nothing else is rounded either.
 
     \b
     Examples:
       gptoss-convert to-gguf gpt-oss-20b -o gpt-oss-20b.gguf
+      gptoss-convert to-gguf openai/gpt-oss-20b -o gpt-oss-20b.gguf --stream
       gptoss-convert to-gguf gpt-oss-20b -o small.gguf --dense q8_0
       gptoss-convert to-gguf gpt-oss-120b -o big.gguf --split-max-size 20GB --dry-run
     """

@@ -9,7 +9,7 @@ FROM python:3.11-slim
 COPY constraints.txt /tmp/constraints.txt
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     wheel=$(ls /wheels/*.whl) \
-    && pip install --no-cache-dir -c /tmp/constraints.txt "gptoss-convert[onnx,release] @ file://$wheel" \
+    && pip install --no-cache-dir -c /tmp/constraints.txt "gptoss-convert[hub,onnx,release] @ file://$wheel" \
     && useradd --create-home --uid 1000 converter
 ENV HF_HOME=/cache/huggingface PYTHONUNBUFFERED=1
 RUN mkdir -p /cache /work && chown converter /cache /work

@@ -11,7 +11,7 @@ COPY constraints.txt /tmp/constraints.txt
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     wheel=$(ls /wheels/*.whl) \
     && pip install --no-cache-dir -c /tmp/constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu \
-        "gptoss-convert[verify,onnx,release] @ file://$wheel" \
+        "gptoss-convert[hub,verify,onnx,release] @ file://$wheel" \
     && useradd --create-home --uid 1000 converter
 ENV HF_HOME=/cache/huggingface PYTHONUNBUFFERED=1
 RUN mkdir -p /cache /work && chown converter /cache /work

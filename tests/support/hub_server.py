@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     @property
     def _is_storage(self) -> bool:
-        return self.server.server_port == int(self.state.storage.rpartition(":")[2])  # type: ignore[attr-defined]
+        return int(self.connection.getsockname()[1]) == int(self.state.storage.rpartition(":")[2])
 
     def answer(self, status: int, body: bytes, *, length: int | None = None, **headers: str) -> None:
         """Send an answer; `length` is what it claims, and the connection is cut if that is more than there is."""
