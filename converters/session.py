@@ -65,7 +65,8 @@ def session(plan: Plan, memory_per_job: int, *, replace: bool, resume: bool) -> 
             another conversion.
     """
     partial = Partial.of(plan)
-    check_destination(plan, replace=True, reclaimed=partial.allocated())
+    # Of a run that was stopped between two renames, some files are there: they are taken back first.
+    check_destination(plan, replace=replace or partial.journal.exists(), reclaimed=partial.allocated())
     _require_apart(plan, partial)
     with locked(partial.lock, plan.output):
         summary = summarise(partial.journal)
