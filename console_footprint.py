@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gptoss_convert.verify.footprint.comparison import Comparison
+    from gptoss_convert.verify.footprint.fit import Proposal
     from gptoss_convert.verify.footprint.footprint import Footprint
     from gptoss_convert.verify.footprint.measurement import Measurement
     from gptoss_convert.verify.footprint.prediction import Prediction
@@ -35,6 +36,40 @@ def print_footprint(footprint: Footprint) -> None:
         _print_verdicts(console, footprint.verdicts)
     if footprint.failure is not None:
         console.print(printable(f"FAIL: {footprint.failure}"), style="bold")
+
+
+def print_proposal(proposal: Proposal) -> None:
+    """Print all forms that suit a device, the most exact one first, and what to do."""
+    console = make_console()
+    budget = proposal.budget
+    table = make_table(
+        f"{printable(budget.name)} ({budget.device}): {human_bytes(budget.available)} available; "
+        f"context {proposal.context:,}",
+        ("form", "left"), ("runtime", "left"), ("loss", "left"), ("weights", "right"), ("needed", "right"),
+        ("verdict", "left"), ("largest context", "right"),
+    )  # fmt: skip
+    for item in proposal.candidates:
+        table.add_row(
+            item.form, item.runtime, str(item.loss), human_bytes(item.weight_bytes), human_bytes(item.needed),
+            "FITS" if item.fits else "OVER BUDGET", _context(item.largest_context),
+        )  # fmt: skip
+    console.print(table)
+    best = proposal.best
+    if best is not None:
+        console.print(f"proposed: {best.form}, {best.loss}, with a context of {proposal.best_context:,}")
+        console.print(printable(f"  {best.command}"))
+    elif proposal.roomiest is None:
+        console.print("nothing fits, with any context", style="bold")
+    else:
+        other = proposal.roomiest
+        console.print(
+            f"nothing fits with this context; {other.form} has room for {_context(other.largest_context)}",
+            style="bold",
+        )
+
+
+def _context(tokens: int | None) -> str:
+    return "none" if tokens is None else f"{tokens:,}"
 
 
 def _print_prediction(console: Console, prediction: Prediction) -> None:
@@ -112,7 +147,7 @@ def _print_verdicts(console: Console, verdicts: tuple[Verdict, ...]) -> None:
         ("largest context", "right"), ("reason", "left"),
     )  # fmt: skip
     for verdict in verdicts:
-        context = "none" if verdict.largest_context is None else f"{verdict.largest_context:,}"
+        context = _context(verdict.largest_context)
         table.add_row(
             verdict.budget.name, verdict.budget.device, human_bytes(verdict.budget.available),
             human_bytes(verdict.prediction.needed), verdict.fit.upper(), context, printable(verdict.reason),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ from gptoss_convert.process import CHECK_FAILED, OVER_BUDGET
     help="[memory] What there is: 16GB, or a device of docs/footprint.md such as laptop-16gb. Repeatable.",
 )  # fmt: skip
 @click.option(
+    "--fit", "fit_for", metavar="SIZE|NAME",
+    help="[memory] Propose what to convert ARTIFACT to for this device, the most exact form that fits, and print the "
+    "command. Goes with --context, --threads and --device.",
+)  # fmt: skip
+@click.option(
     "--measure", "with_measurement", is_flag=True, help="[measurement] Run it in a child process and measure, too."
 )
 @click.option(
@@ -83,6 +88,7 @@ def footprint(
     form: str | None,
     runtime: str | None,
     budgets: Sequence[str],
+    fit_for: str | None,
     with_measurement: bool,
     report: Path | None,
     force: bool,
@@ -101,7 +107,14 @@ def footprint(
       gptoss-convert footprint gpt-oss-20b.gguf --budget laptop-16gb --budget gpu-24gb
       gptoss-convert footprint gpt-oss-120b --as gguf --context 131072 --budget 80GB --device gpu
       gptoss-convert footprint gpt-oss-20b.gguf --context 16384 --measure
+      gptoss-convert footprint gpt-oss-20b --fit laptop-16gb --context 65536
     """
+    if fit_for is not None:
+        chosen = {"--as": form, "--runtime": runtime, "--budget": budgets, "--measure": with_measurement,
+                  "--report": report, "--batch": options["batch"], "--kv-type": options["kv_type"]}  # fmt: skip
+        _require_none(chosen)
+        _fit(artifact, fit_for, options, as_json=as_json, quiet=quiet)
+        return
     from gptoss_convert.commands.reporting import check_report, write_report
     from gptoss_convert.console_footprint import print_footprint
     from gptoss_convert.verify.conditions import Conditions as RunConditions
@@ -153,3 +166,25 @@ def footprint(
         sys.exit(OVER_BUDGET)
     if result.failure is not None:
         sys.exit(CHECK_FAILED)
+
+
+def _require_none(chosen: Mapping[str, Any]) -> None:
+    given = [name for name, value in chosen.items() if value]
+    if given:
+        raise OptionError(f"{', '.join(given)} and --fit exclude each other: the forms to choose from are fixed")
+
+
+def _fit(artifact: Path, device: str, options: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
+    """Print what a device had best be given."""
+    from gptoss_convert.console_footprint import print_proposal
+    from gptoss_convert.verify.footprint.fit import propose
+    from gptoss_convert.verify.footprint.profiles import find_budget
+
+    budget = find_budget(device, options["device"])
+    proposal = propose(artifact, budget, context=options["context"], threads=options["threads"])
+    if as_json:
+        console.print_json(proposal.as_dict())
+    elif not quiet:
+        print_proposal(proposal)
+    if proposal.best is None:
+        sys.exit(OVER_BUDGET)

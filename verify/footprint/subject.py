@@ -22,6 +22,8 @@ from gptoss_convert.verify.runners.genai_config import read_genai_config
 
 PUBLISHED_MERGES_PER_TOKEN = 446_189 / 201_088
 """Of the tokenizer that all published models have; taken where no tokenizer is there to be counted."""
+PUBLISHED_FORM = "mxfp4"
+"""The form of the repositories on the Hub."""
 ROPE_TABLE_TYPE_BYTES = 4
 """Graphs hold the sines and cosines of every position in float32."""
 
@@ -93,6 +95,22 @@ def open_subject(path: Path, form: str | None = None) -> Subject:
     if form is not None:
         return _imagined(path, checkpoint.config, FORMS[form], entries)
     return _found(checkpoint, entries)
+
+
+def open_source(path: Path) -> Subject:
+    """Read headers of a model that is to be converted; one of which only the configuration is there is taken for what
+    is published: experts in MXFP4, all else in bfloat16.
+
+    Raises:
+        InputError: the model is damaged or not sound.
+        UnsupportedError: it is another kind of model.
+    """
+    return open_subject(path, PUBLISHED_FORM if _is_bare_configuration(path) else None)
+
+
+def in_form(source: Subject, form: str) -> Subject:
+    """Return what a model would be in `form`, one of `FORMS`."""
+    return _imagined(source.path, source.config, FORMS[form], source.vocabulary_entries)
 
 
 def _is_bare_configuration(path: Path) -> bool:
