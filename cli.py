@@ -12,7 +12,7 @@ from gptoss_convert import __version__
 from gptoss_convert.process import run_command
 
 COMMANDS = (
-    "build", "check", "demo", "doctor", "footprint", "inspect", "record", "report",
+    "build", "bundle", "check", "demo", "doctor", "footprint", "inspect", "record", "report",
     "to-bf16", "to-gguf", "to-mxfp4", "to-onnx", "verify",
 )  # fmt: skip
 """Names of all commands; the module is called the same, with underscores."""

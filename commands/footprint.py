@@ -53,8 +53,8 @@ from gptoss_convert.process import CHECK_FAILED, OVER_BUDGET
 )  # fmt: skip
 @click.option(
     "--fit", "fit_for", metavar="SIZE|NAME",
-    help="[memory] Propose what to convert ARTIFACT to for this device, the most exact form that fits, and print the "
-    "command. Goes with --context, --threads and --device.",
+    help="[memory] Propose what to convert ARTIFACT to for this device, the most exact form that fits, and print "
+    "the command. Goes with --context, --threads and --device.",
 )  # fmt: skip
 @click.option(
     "--measure", "with_measurement", is_flag=True, help="[measurement] Run it in a child process and measure, too."

@@ -198,7 +198,8 @@ def new_outputs(
         outputs.sync()
         outputs.close()
         if partial.folder is not None:
-            _sync_folder(partial.folder)
+            for place in {partial.folder, *(path.parent for path in partial.places.values())}:
+                _sync_folder(place)
             _publish_folder(partial.folder, partial.output, token)
         else:
             _publish({path: place for path, place in partial.places.items() if place.exists()}, token)
@@ -224,10 +225,29 @@ def new_files(planned: Sequence[PlannedFile]) -> contextlib.AbstractContextManag
     return new_outputs(Partial.of_files([file.path for file in planned], suffix), planned)
 
 
+def new_folder(
+    folder: Path, planned: Sequence[PlannedFile], *, made_at_the_end: Sequence[Path] = ()
+) -> contextlib.AbstractContextManager[Outputs]:
+    """Create a folder in the manner of `new_outputs` that nothing goes on with: its partial name is a new one.
+
+    Args:
+        folder: the final name.
+        planned: files in it, or in folders directly in it.
+        made_at_the_end: further ones, which need not come to exist.
+
+    Raises:
+        OutputError: something cannot be created, written or renamed.
+    """
+    paths = [*(file.path for file in planned), *made_at_the_end]
+    return new_outputs(Partial.of_folder(folder, paths, f"partial-{secrets.token_hex(4)}"), planned)
+
+
 def _prepare(partial: Partial, planned: Sequence[PlannedFile], outputs: Outputs, *, resume: bool) -> None:
     if partial.folder is not None:
         with as_output_error(partial.output):
             partial.folder.mkdir(exist_ok=resume)
+            for place in partial.places.values():
+                place.parent.mkdir(exist_ok=True)
     if resume:
         for path in list(partial.places)[len(planned) :]:  # made at the end, once more
             with as_output_error(path):

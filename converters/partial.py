@@ -38,10 +38,10 @@ class Partial:
         return cls(paths[0], None, {path: beside(path, suffix) for path in paths})
 
     @classmethod
-    def of_folder(cls, folder: Path, paths: Sequence[Path]) -> Partial:
-        """Return the names for a folder and all files in it."""
-        partial = beside(folder, "partial")
-        return cls(folder, partial, {path: partial / path.name for path in paths})
+    def of_folder(cls, folder: Path, paths: Sequence[Path], suffix: str = "partial") -> Partial:
+        """Return the names for a folder and all files in it, or in folders directly in it."""
+        partial = beside(folder, suffix)
+        return cls(folder, partial, {path: partial / path.relative_to(folder) for path in paths})
 
     @property
     def journal(self) -> Path:

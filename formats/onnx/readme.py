@@ -21,7 +21,7 @@ _HUB = "https://huggingface.co/"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Target:
+class Target:
     """What runs a graph."""
 
     title: str
@@ -34,20 +34,20 @@ class _Target:
     remark: str = ""
 
 
-_TARGETS: Mapping[str, _Target] = {
-    "cpu": _Target(
+TARGETS: Mapping[str, Target] = {
+    "cpu": Target(
         title="processors",
         provider="CPUExecutionProvider",
         option="cpu",
         packages="onnxruntime-genai==0.18.0",
     ),
-    "cuda": _Target(
+    "cuda": Target(
         title="NVIDIA GPUs (CUDA)",
         provider="CUDAExecutionProvider",
         option="cuda",
         packages="onnxruntime-genai-cuda==0.18.0 onnxruntime-gpu==1.31.1",
     ),
-    "directml": _Target(
+    "directml": Target(
         title="GPUs of all makers on Windows (DirectML)",
         provider="DmlExecutionProvider",
         option="dml",
@@ -55,7 +55,7 @@ _TARGETS: Mapping[str, _Target] = {
         remark="onnxruntime-windowsml (1.30) has DirectML too, and takes the place of onnxruntime-directml.\n"
         "Neither lives beside the package onnxruntime: use a virtual environment of its own.",
     ),
-    "webgpu": _Target(
+    "webgpu": Target(
         title="GPUs of all makers (WebGPU)",
         provider="WebGpuExecutionProvider",
         option="webgpu",
@@ -72,7 +72,7 @@ tokenizer = genai.Tokenizer(model)
 parameters = genai.GeneratorParams(model)
 parameters.set_search_options(max_length={longest}, do_sample=False)
 generator = genai.Generator(model, parameters)
-generator.append_tokens(tokenizer.encode("{prompt}"))
+generator.append_tokens(tokenizer.encode({prompt}))
 text = tokenizer.create_stream()
 while not generator.is_done():
     generator.generate_next_token()
@@ -86,7 +86,7 @@ tokenizer = tokenizers.Tokenizer.from_file("tokenizer.json")
 kind = np.float16 if "float16" in session.get_outputs()[1].type else np.float32
 names = [item.name for item in session.get_inputs() if item.name.startswith("past")]
 cache, start = [np.zeros((1, {heads}, 0, {size}), kind)] * len(names), 0
-ids = tokenizer.encode("{prompt}").ids
+ids = tokenizer.encode({prompt}).ids
 while start < {longest} and ids[-1] not in {ends}:
     part = np.array([ids[start : start + {chunk}]])
     places = np.arange(start, start := start + part.shape[1])[None]
@@ -123,9 +123,9 @@ def readme(
     Raises:
         OptionError: there is no such target.
     """
-    if target not in _TARGETS:
-        raise OptionError("unknown target", found=target, expected="one of " + ", ".join(_TARGETS))
-    means = _TARGETS[target]
+    if target not in TARGETS:
+        raise OptionError("unknown target", found=target, expected="one of " + ", ".join(TARGETS))
+    means = TARGETS[target]
     name = _line(description.name or "gpt-oss")
     billions = parameter_count(config) / 1e9
     said = (
@@ -148,19 +148,37 @@ def readme(
     return "\n".join(part for part in parts if part)
 
 
-def script(config: ModelConfig, *, target: str, graph: GraphFacts, special: SpecialIds) -> str:
+def script(
+    config: ModelConfig,
+    *,
+    target: str,
+    graph: GraphFacts,
+    special: SpecialIds,
+    question: str | None = None,
+    longest: int = LONGEST_ANSWER,
+) -> str:
     """Return a Python program that lets the folder that it is run in answer a question.
 
     Graphs with a growing cache are run by onnxruntime alone, of which there are packages for every target.
+
+    Args:
+        config: the model.
+        target: what the graph is for.
+        graph: what it asks of programs.
+        special: tokens that end what is generated.
+        question: a Python expression; by default a question as a text.
+        longest: positions after which it ends.
     """
+    before, after = _PROMPT.split("{question}")
+    literal = f'"{before}{QUESTION}{after}"'
     template = _BY_GENAI if graph.shares_cache else _BY_ONNXRUNTIME
     return template.format(
         file=GRAPH_FILE,
-        provider=_TARGETS[target].provider,
+        provider=TARGETS[target].provider,
         heads=config.num_key_value_heads,
         size=config.head_dim,
-        prompt=_PROMPT.format(question=QUESTION),
-        longest=LONGEST_ANSWER,
+        prompt=literal if question is None else f'"{before}" + {question} + "{after}"',
+        longest=longest,
         ends=list(special.ends),
         chunk=graph.prefill_chunk or LONGEST_ANSWER,
     )

@@ -3,6 +3,8 @@
 pip asks the build backend of the sdist for metadata: that takes seconds and compiles nothing.
 """
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 from tests.peers.distributions import Distribution
@@ -24,3 +26,10 @@ SDIST = Distribution(
 def converter_source() -> Path:
     """The folder with convert_hf_to_gguf.py, conversion/, gguf-py/ and LICENSE."""
     return SDIST.unpacked()
+
+
+def option_names() -> frozenset[str]:
+    """The options of llama.cpp's programs, such as `--ctx-size`, as its parser lists them."""
+    arguments = replace(SDIST, folder="llama.cpp-arguments", wanted=("common/arg.cpp",))
+    source = (arguments.unpacked() / "common" / "arg.cpp").read_text(encoding="utf-8")
+    return frozenset(re.findall(r'"(--?[a-z][a-z0-9-]*)"', source))

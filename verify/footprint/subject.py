@@ -98,8 +98,10 @@ def open_subject(path: Path, form: str | None = None) -> Subject:
 
 
 def open_source(path: Path) -> Subject:
-    """Read headers of a model that is to be converted; one of which only the configuration is there is taken for what
-    is published: experts in MXFP4, all else in bfloat16.
+    """Read headers of a model that is to be converted.
+
+    One of which only the configuration is there is taken for what is published: experts in MXFP4, all else in
+    bfloat16.
 
     Raises:
         InputError: the model is damaged or not sound.

@@ -1,0 +1,1 @@
+"""Bundles: an artifact with everything that a device needs to verify and to run it."""
