@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from gptoss_convert import console
+from gptoss_convert.commands.next_steps import next_steps
 from gptoss_convert.hub.reference import HubReference, upload_command
 from gptoss_convert.options import RunOptions
 from gptoss_convert.process import CHECK_FAILED, Arguments
@@ -58,6 +59,10 @@ def convert(plan: Any, run: RunOptions, source: Any, tokenizer: Any, named: HubR
     if compared is not None and not compared.passed:
         console.say(f"verification failed; what was written is still there: {plan.output}")
         sys.exit(CHECK_FAILED)
+    if not run.quiet and not run.as_json:
+        is_source = run.adapter is None and run.tokenizer is None
+        for line in next_steps(plan, comparable=is_source, compared=run.verify):
+            console.say(line)
     if isinstance(named, HubReference) and not run.quiet and not run.as_json:
         console.say(f"source: {plan.source}")
         console.say(f"to publish it: {upload_command(plan.output)}")

@@ -98,7 +98,7 @@ def test_there_is_no_progress_in_the_logs_of_ci(
 
 def test_a_short_run_shows_no_progress_without_a_terminal(samples: Samples, tmp_path: Path) -> None:
     outcome = run_process("to-gguf", samples.path("huggingface"), "-o", tmp_path / "x.gguf")
-    assert re.fullmatch(r"done in [^\n]*\n", outcome.stderr)
+    assert re.fullmatch(r"done in [^\n]*\nnext: [^\n]*\nrun:  [^\n]*\n", outcome.stderr)
 
 
 def on_terminal(stream: str, *arguments: str | Path, **variables: str) -> str:
