@@ -18,15 +18,30 @@ from gptoss_convert.converters.execute import Progress, Report, Resources, execu
 from gptoss_convert.converters.manifest import hash_file
 from gptoss_convert.converters.output import new_files
 from gptoss_convert.converters.plan import Plan, PlannedFile
+from gptoss_convert.description import Description
 from gptoss_convert.errors import GptossConvertError, OutputError, UnsupportedError
 from gptoss_convert.recipes.bom import bill_of_materials
+from gptoss_convert.recipes.cards import FOLDER, CardFacts, card_name, model_card
 from gptoss_convert.recipes.footprint import footprint_of
-from gptoss_convert.recipes.manifest import artifact_facts, build_manifest, serialise_manifest
+from gptoss_convert.recipes.manifest import (
+    artifact_facts,
+    build_manifest,
+    serialise_manifest,
+    sha256_of_recipe,
+)
 from gptoss_convert.recipes.provenance import provenance
 from gptoss_convert.recipes.recipe import ArtifactRecipe, Recipe, VerifyRecipe
 from gptoss_convert.recipes.signing import SIGNATURE, require_signing, sign_folder
 from gptoss_convert.recipes.source import OpenSource, open_source
-from gptoss_convert.recipes.state import STATE, Built, artifact_key, hashed_sources, read_state, written_files
+from gptoss_convert.recipes.state import (
+    STATE,
+    BuildState,
+    Built,
+    artifact_key,
+    hashed_sources,
+    read_state,
+    written_files,
+)
 from gptoss_convert.report.memory import memory_entries
 from gptoss_convert.verify.conditions import Conditions, measured_runs, now, this_host
 from gptoss_convert.verify.declaration import LARGEST_MANIFEST
@@ -198,6 +213,7 @@ def build(
     state = read_state(folder)
     source = open_source(recipe.source)
     judge = _Judge.of(recipe.verify, source)
+    _require_own_cards(recipe, folder, state, replace_others=replace_others)
     done: dict[str, BuiltArtifact] = {}
     logits: dict[str, tuple[LogitsResult, ...]] = {}
     written: list[_Written] = []
@@ -231,8 +247,13 @@ def build(
     artifacts = tuple(done[artifact.name] for artifact in recipe.artifacts)
     say("hashing the source")
     state = state.with_sources(hashed_sources(source.checkpoint.files, state.sources))
+    cards = _cards(recipe, source, judge.prompts, artifacts, say)
+    for name in cards:
+        state = state.with_output(name)
     _save(folder / STATE, state.serialise())
-    manifest = build_manifest(recipe, source.checkpoint, state.sources, [_facts(item) for item in artifacts])
+    _write_cards(folder, artifacts, cards)
+    facts = [_facts(item) for item in artifacts]
+    manifest = build_manifest(recipe, source.checkpoint, state.sources, facts, cards)
     _save(folder / MANIFEST, serialise_manifest(manifest))
     _write_papers(folder, papers, manifest)
     conditions = Conditions(created=created, seconds=round(time.monotonic() - started, 3), host=this_host())
@@ -242,6 +263,53 @@ def build(
         artifacts=artifacts,
         document=judge.document(artifacts, logits, conditions),
     )
+
+
+def _require_own_cards(recipe: Recipe, folder: Path, state: BuildState, *, replace_others: bool) -> None:
+    """Refuse to replace a card that no build wrote, before hours are spent on artifacts.
+
+    Raises:
+        OutputError: there is one.
+    """
+    for artifact in recipe.artifacts:
+        name = card_name(artifact.name)
+        if name not in state.outputs and (folder / name).exists() and not replace_others:
+            raise OutputError("output exists", file=folder / name, hint="use --force to replace it")
+
+
+def _cards(
+    recipe: Recipe, source: OpenSource, prompts: PromptSet | None, artifacts: Sequence[BuiltArtifact], say: Say
+) -> dict[str, bytes]:
+    """Return the model cards of the artifacts that are there, by their names in the folder."""
+    try:
+        description = source.checkpoint.describe()
+    except GptossConvertError as error:  # artifacts that need it were not made
+        say(f"model cards say nothing of the source: {error}")
+        description = Description()
+    common = CardFacts(
+        recipe=recipe,
+        recipe_sha256=sha256_of_recipe(recipe),
+        source=source.checkpoint.path.absolute().name,
+        description=description,
+        prompts=prompts,
+    )
+    return {
+        card_name(item.name): model_card(item.built.facts, item.built.verification, common)
+        for item in artifacts
+        if item.built is not None
+    }
+
+
+def _write_cards(folder: Path, artifacts: Sequence[BuiltArtifact], cards: Mapping[str, bytes]) -> None:
+    """Write the cards, and remove those of artifacts that are not there any more."""
+    with _reported(folder / FOLDER):
+        (folder / FOLDER).mkdir(exist_ok=True)
+    for name in (card_name(item.name) for item in artifacts):
+        if name in cards:
+            _save(folder / name, cards[name])
+        else:
+            with _reported(folder / name):
+                (folder / name).unlink(missing_ok=True)
 
 
 def _write_papers(folder: Path, papers: Papers, manifest: Mapping[str, Any]) -> None:

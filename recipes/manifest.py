@@ -94,15 +94,24 @@ def build_manifest(
     checkpoint: Checkpoint,
     sources: Sequence[HashedFile],
     artifacts: Sequence[Mapping[str, Any]],
+    cards: Mapping[str, bytes],
 ) -> dict[str, Any]:
-    """Return what the file says: the same for the same recipe, source, program and libraries."""
+    """Return what the file says: the same for the same recipe, source, program and libraries.
+
+    Args:
+        recipe: what was to be made.
+        checkpoint: the source.
+        sources: its files with tensors.
+        artifacts: what is said of each.
+        cards: contents of model cards by their names in the folder.
+    """
     commit = cached_commit(checkpoint.path)
     return {
         "kind": KIND,
         "manifest_version": VERSION,
         "tool": {"name": TOOL, "version": __version__},
         "libraries": installed_libraries(),
-        "recipe": {"name": recipe.path.name, "sha256": hashlib.sha256(recipe.path.read_bytes()).hexdigest()},
+        "recipe": {"name": recipe.path.name, "sha256": sha256_of_recipe(recipe)},
         "source": {
             "name": model_name(checkpoint.path),
             **({} if commit is None else {"revision": commit}),
@@ -110,7 +119,16 @@ def build_manifest(
             "files": [_named(file) for file in sources],
         },
         "artifacts": list(artifacts),
+        "files": [
+            {"name": name, "nbytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in cards.items()
+        ],
     }
+
+
+def sha256_of_recipe(recipe: Recipe) -> str:
+    """Return the digest of the file that a recipe was read from."""
+    return hashlib.sha256(recipe.path.read_bytes()).hexdigest()
 
 
 def serialise_manifest(manifest: Mapping[str, Any]) -> bytes:

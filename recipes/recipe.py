@@ -26,8 +26,10 @@ MOST_ARTIFACTS = 1000
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """Names of files and folders that every system, shell and URL takes as they are."""
-_RESERVED = ("manifest.json", "build-state.json", "provenance.json", "bom.json", "model.sig", "report")
+_RESERVED = ("manifest.json", "build-state.json", "provenance.json", "bom.json", "model.sig", "report", "cards")
 """Names that a build writes beside the artifacts."""
+
+_HUB_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z"
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 
@@ -57,6 +59,10 @@ class _Footprint(_Section, frozen=True):
     context: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
+class _Card(_Section, frozen=True):
+    base_model: Annotated[str, msgspec.Meta(pattern=_HUB_ID)] | None = None
+
+
 class _Artifact(_Section, frozen=True):
     to: str
     output: str
@@ -71,6 +77,7 @@ class _Recipe(_Section, frozen=True):
     artifacts: Annotated[tuple[_Artifact, ...], msgspec.Meta(min_length=1, max_length=MOST_ARTIFACTS)]
     verify: _Verify = _Verify()
     footprint: _Footprint = _Footprint()
+    card: _Card = _Card()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +135,8 @@ class Recipe:
     source: SourceRecipe
     verify: VerifyRecipe
     footprint: FootprintRecipe
+    base_model: str | None
+    """Hub id that model cards name as the base; None to name what the source says of itself."""
     artifacts: tuple[ArtifactRecipe, ...]
 
     def only(self, names: tuple[str, ...]) -> Recipe:
@@ -193,6 +202,7 @@ def read_recipe(path: Path) -> Recipe:
             timeout=verify.timeout,
         ),
         footprint=FootprintRecipe(devices=stated.footprint.devices, context=stated.footprint.context),
+        base_model=stated.card.base_model,
         artifacts=artifacts,
     )
 

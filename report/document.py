@@ -402,6 +402,18 @@ class Document(_Part, frozen=True):
         return next((item for item in self.conditions.runs if (item.artifact, item.runtime, item.run) == key), None)
 
 
+def parse_artifact(stated: Mapping[str, Any]) -> Artifact:
+    """Return what a document says of one artifact.
+
+    Raises:
+        InputError: it says something that no verification does.
+    """
+    try:
+        return msgspec.convert(_printable(stated), Artifact)
+    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
+        raise InputError(f"not an artifact of a verification: {error}") from None
+
+
 def read_document(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file, such as `verify --json` prints; `parse_document` checks what is in it.
 

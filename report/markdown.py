@@ -58,17 +58,15 @@ def _cut(content: str) -> str:
 def _blocks(document: Document) -> Iterator[str]:
     yield f"## {text(wording.subject(document))}: {document.outcome.upper()}"
     if document.artifacts:
-        yield _table(
-            ("artifact", "format", "verdict", "mean KL", "top-1"), list(map(_overview, document.artifacts))
-        )
+        yield table(("artifact", "format", "verdict", "mean KL", "top-1"), list(map(_overview, document.artifacts)))
     if document.memory:
         sizes = list(map(_memory, document.memory))
-        yield _table(("artifact", "runtime", "predicted", "measured", "budget"), sizes, right=2)
+        yield table(("artifact", "runtime", "predicted", "measured", "budget"), sizes, right=2)
     if document.policy is not None and document.policy.changes:
         changes = document.policy.changes
         rows = [(code(item.name), wording.number(item.value), wording.number(item.default)) for item in changes]
         yield "Limits that are not the built-in ones:"
-        yield _table(("limit", "is", "instead of"), _shortened(rows, 3))
+        yield table(("limit", "is", "instead of"), _shortened(rows, 3))
     for artifact in document.artifacts:
         yield from _artifact(artifact)
     yield _origin(document)
@@ -106,15 +104,15 @@ def _artifact(artifact: Artifact) -> Iterator[str]:
     for logits in artifact.logits:
         if logits.comparisons:
             yield f"{text(logits.runtime)}, {logits.comparisons[0].summary.positions} positions:"
-            yield _figures(logits)
+            yield figures(logits)
     failed = [item for item in artifact.structure.checks if item.passed is False]
     if failed:
         rows = [(code(item.name), text(item.reference), text(item.artifact), text(item.note)) for item in failed]
-        yield _table(("fact", "reference", "artifact", "what differs"), _shortened(rows, 4))
+        yield table(("fact", "reference", "artifact", "what differs"), _shortened(rows, 4))
     wrong = [] if artifact.weights is None else [item for item in artifact.weights.tensors if not item.passed]
     if wrong:
         reasons = [(code(item.name), text(item.failure)) for item in wrong]
-        yield _table(("tensor", "what differs"), _shortened(reasons, 2))
+        yield table(("tensor", "what differs"), _shortened(reasons, 2))
 
 
 def _unfinished(artifact: Artifact) -> Iterator[str]:
@@ -124,9 +122,10 @@ def _unfinished(artifact: Artifact) -> Iterator[str]:
                 yield f"{wording.run(run)}: {run.status}, {run.reason}"
 
 
-def _figures(logits: Logits) -> str:
+def figures(logits: Logits) -> str:
+    """Return the table of what a runtime made of the prompts."""
     rows = [tuple(map(text, wording.figures(item, logits.runtime))) for item in logits.comparisons]
-    return _table(wording.HEADINGS, rows, right=2)
+    return table(wording.HEADINGS, rows, right=2)
 
 
 def _origin(document: Document) -> str:
@@ -148,7 +147,7 @@ def _shortened(rows: Sequence[tuple[str, ...]], columns: int) -> list[tuple[str,
     return [*rows[:MOST_ROWS], (f"and {len(rows) - MOST_ROWS} more", *[""] * (columns - 1))]
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: int | None = None) -> str:
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: int | None = None) -> str:
     """Return a table; columns from number `right` on are aligned to the right."""
     aligned = len(headings) if right is None else right
     rule = ["---" if number < aligned else "---:" for number in range(len(headings))]
