@@ -101,6 +101,17 @@ def test_proposed_commands_make_what_was_predicted(
         assert made.weights == in_form(open_source(source), item["form"]).weights
 
 
+def test_what_is_lost_in_small_tensors_counts_too(tmp_path: Path) -> None:
+    """A graph for CUDA rounds routers and norms and no matrix of a source in f16, and has room for more context."""
+    source = to_gguf(TINY, tmp_path / "half.gguf", dense="f16")
+    found = proposal(source, "--fit", "600MB", "--device", "gpu")["candidates"]
+    assert [(item["form"], item["loss"]) for item in found[:3]] == [
+        ("onnx-directml", "byte-exact"), ("onnx-webgpu", "byte-exact"), ("onnx-cuda", "lossy"),
+    ]  # fmt: skip
+    assert found[2]["least_signal_to_noise"] is None
+    assert found[2]["largest_context"] > found[0]["largest_context"]
+
+
 def test_a_source_that_lost_something_is_refused(tmp_path: Path) -> None:
     rounded = to_gguf(TINY, tmp_path / "q8.gguf", dense="q8_0")
     outcome = run_here("footprint", rounded, "--fit", "64GB")
