@@ -1,6 +1,7 @@
 """`footprint --fit`: the most exact form that fits a device, and the command that makes it."""
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -15,7 +16,8 @@ from tests.cli.command import run_here
 from tests.support.conversions import TINY, to_gguf
 from tests.support.footprint_tables import CONFIGURATIONS
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "fit.schema.json").read_text(encoding="utf-8"))
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((ROOT / "docs" / "fit.schema.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -82,6 +84,14 @@ def test_people_are_told_what_to_do(bare: Path) -> None:
     assert "nothing fits with this context; gguf-q8_0 has room for " in nothing.stdout
     nothing = run_here("footprint", bare, "--fit", "4GB")
     assert "nothing fits, with any context" in nothing.stdout
+
+
+def test_the_manual_shows_what_is_printed(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bare.parent)
+    manual = (ROOT / "docs" / "footprint.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^\$ gptoss-convert (footprint .*--fit .*)$", manual, re.MULTILINE)
+    shown = [line.rstrip() for line in run_here(*command.split()).stdout.splitlines()]
+    assert "\n".join(["```", *shown, "```"]) in manual
 
 
 @pytest.mark.parametrize("device", ["64GB", "gpu-24gb"])
