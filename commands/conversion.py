@@ -60,7 +60,7 @@ def convert(plan: Any, run: RunOptions, source: Any, tokenizer: Any, named: HubR
         console.say(f"verification failed; what was written is still there: {plan.output}")
         sys.exit(CHECK_FAILED)
     if not run.quiet and not run.as_json:
-        is_source = run.adapter is None and run.tokenizer is None
+        is_source = run.adapter is None and run.tokenizer is None and not isinstance(named, HubReference)
         for line in next_steps(plan, comparable=is_source, compared=run.verify):
             console.say(line)
     if isinstance(named, HubReference) and not run.quiet and not run.as_json:

@@ -18,7 +18,7 @@ from gptoss_convert.converters.execute import Progress, Report, Resources, execu
 from gptoss_convert.converters.manifest import hash_file
 from gptoss_convert.converters.output import new_files
 from gptoss_convert.converters.plan import Plan, PlannedFile
-from gptoss_convert.description import Description
+from gptoss_convert.description import Description, model_name
 from gptoss_convert.errors import GptossConvertError, OutputError, UnsupportedError
 from gptoss_convert.recipes.bom import bill_of_materials
 from gptoss_convert.recipes.cards import FOLDER, CardFacts, card_name, model_card
@@ -289,7 +289,7 @@ def _cards(
     common = CardFacts(
         recipe=recipe,
         recipe_sha256=sha256_of_recipe(recipe),
-        source=source.checkpoint.path.absolute().name,
+        source=model_name(source.checkpoint.path),
         description=description,
         prompts=prompts,
     )
