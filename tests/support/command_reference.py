@@ -40,8 +40,14 @@ def command_reference() -> str:
 
 def _options(name: str) -> Sections:
     command = _command(name)
-    with click.Context(command, info_name=name) as context:
+    with _context(command, name) as context:
         return command.options_by_section(context)
+
+
+def _context(command: click.Command, name: str) -> click.Context:
+    """Return the context that a command has in the program: click keeps the option for help of the first one."""
+    program = click.Context(cli, info_name="gptoss-convert", **cli.context_settings)
+    return click.Context(command, info_name=name, parent=program)
 
 
 def _command(name: str) -> SectionedCommand:
@@ -53,7 +59,7 @@ def _command(name: str) -> SectionedCommand:
 def _introduction(name: str) -> Iterator[str]:
     """Yield the lines about a command before its options."""
     command = _command(name)
-    with click.Context(command, info_name=name, parent=click.Context(cli, info_name="gptoss-convert")) as context:
+    with _context(command, name) as context:
         usage = " ".join(command.collect_usage_pieces(context))
     yield from (f"## {name}", "", "```text", f"gptoss-convert {name} {usage}", "```")
     text, _, examples = inspect.cleandoc(command.help or "").partition(EXAMPLES)
