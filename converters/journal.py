@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,7 +31,7 @@ from gptoss_convert.converters.checksums import Run
 from gptoss_convert.converters.fingerprints import Fingerprint, difference
 from gptoss_convert.converters.plan import Plan
 from gptoss_convert.converters.recoding import NOTHING_FOUND, Findings
-from gptoss_convert.converters.tasks import TaskResult
+from gptoss_convert.converters.tasks import LEAST_MEMORY_PER_JOB, TaskResult
 from gptoss_convert.errors import OutputError, as_output_error
 
 VERSION = 1
@@ -67,7 +67,7 @@ class Heading:
     """Hashes of what the plan says, by aspect."""
     sources: Mapping[str, Fingerprint]
     """By absolute path."""
-    memory_per_job: int
+    memory_per_job: Annotated[int, msgspec.Meta(ge=LEAST_MEMORY_PER_JOB, lt=1 << 62)]
     """By which the plan was cut into tasks."""
 
     @classmethod
@@ -212,7 +212,10 @@ class Journal:
         with self._path.open("rb") as file:
             file.seek(place.offset)
             content = _parsed(file.read(place.nbytes))
-        return None if content is None else _decoded(content, self._files)
+        try:
+            return None if content is None else _decoded(content, self._files)
+        except (IndexError, ValueError, zlib.error):  # no line of ours, or not of this plan: the task is done anew
+            return None
 
     def read_again(self) -> None:
         """Find the lines that were added since."""
@@ -244,7 +247,7 @@ def summarise(path: Path) -> Summary | None:
         if first.pop("journal_version") != VERSION:
             return None
         heading = msgspec.convert(first, Heading)
-    except (StopIteration, KeyError, msgspec.ValidationError):
+    except (StopIteration, KeyError, msgspec.ValidationError, OverflowError):
         return None
     written: dict[Key, int] = {}
     publishing = False
@@ -253,6 +256,24 @@ def summarise(path: Path) -> Summary | None:
             written[Key(*content["rows"])] = content["nbytes"]
         publishing = publishing or "publishing" in content
     return Summary(heading, sum(written.values()), publishing)
+
+
+_Index = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+_Count = Annotated[int, msgspec.Meta(ge=1, lt=1 << 62)]
+_Side = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """A line after the first one, as far as types and bounds go."""
+
+    rows: tuple[_Index, _Index, _Index] | None = None
+    nbytes: _Index = 0
+    written: list[tuple[_Index, _Index, _Count, _Index, _Count, _Index]] = []
+    """Of each run: number of the file, offset, bytes of a piece, CRC-32, pieces, and from one to the next."""
+    findings: Findings = NOTHING_FOUND
+    digests: str = ""
+    named_scales: tuple[_Side, _Side, str] | None = None
+    publishing: bool = False
 
 
 class _Place(NamedTuple):
@@ -265,11 +286,13 @@ class _Place(NamedTuple):
 def _lines(path: Path) -> Iterator[tuple[_Place, dict[str, Any]]]:
     """Yield all lines up to the first one that is damaged, cut, or no line of a journal."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return
         with path.open("rb") as file:
             offset = 0
             while line := file.readline(_LONGEST_LINE):
                 content = _parsed(line)
-                if content is None:
+                if content is None or (offset and not _is_entry(content)):
                     return
                 yield _Place(offset, len(line)), content
                 offset += len(line)
@@ -287,8 +310,23 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     text = line[_CHECK_DIGITS + 1 : -1]
     if not line.endswith(b"\n") or line[: _CHECK_DIGITS + 1] != b"%08x " % zlib.crc32(text):
         return None
-    content = json.loads(text)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
     return content if isinstance(content, dict) else None
+
+
+def _is_entry(content: Mapping[str, Any]) -> bool:
+    """Return whether a line after the first one has the fields that it must have, of the right types."""
+    if "rows" in content and "nbytes" not in content:
+        return False
+    try:
+        entry = msgspec.convert(content, _Entry)
+    except (msgspec.ValidationError, OverflowError, RecursionError):
+        return False
+    # Pieces that overlap could be many more than the file has bytes.
+    return all(pieces == 1 or stride >= nbytes for _, _, nbytes, _, pieces, stride in entry.written)
 
 
 def _files(plan: Plan) -> tuple[Path, ...]:
@@ -322,6 +360,7 @@ def _decoded(content: Mapping[str, Any], files: tuple[Path, ...]) -> Record:
     named: NDArray[np.uint8] | None = None
     if "named_scales" in content:
         rows, blocks, packed = content["named_scales"]
-        named = np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8).reshape(rows, blocks)
+        unpacked = zlib.decompressobj().decompress(base64.b64decode(packed), rows * blocks + 1)
+        named = np.frombuffer(unpacked, np.uint8).reshape(rows, blocks)
     digests = base64.b64decode(content.get("digests", ""))
     return Record(TaskResult(content["nbytes"], findings, named, digests), runs)
