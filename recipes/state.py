@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
@@ -47,7 +47,12 @@ class HashedFile:
             return False
         if facts.st_size != self.nbytes:
             return False
-        return facts.st_mtime_ns == self.mtime_ns or hash_file(folder / self.name)[1] == self.sha256
+        if facts.st_mtime_ns == self.mtime_ns:
+            return True
+        try:
+            return hash_file(folder / self.name)[1] == self.sha256
+        except OutputError:  # made anew
+            return False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as JSON-ready data."""
@@ -59,6 +64,33 @@ class _File(msgspec.Struct, frozen=True):
     nbytes: int
     mtime_ns: int
     sha256: str
+
+
+class _Verdict(msgspec.Struct, frozen=True):
+    outcome: Literal["pass", "fail", "inconclusive"]
+
+
+class _Verification(msgspec.Struct, frozen=True):
+    verdict: _Verdict
+
+
+class _Named(msgspec.Struct, frozen=True):
+    name: str
+    sha256: str
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    """What manifests, statements of provenance and bills of materials take from the facts of an artifact."""
+
+    name: str
+    output: str
+    to: str
+    format: str
+    options: dict[str, Any]
+    loss: str
+    canonical_hash: str | None
+    files: list[_Named]
+    verification: _Verification
 
 
 class _Built(msgspec.Struct, frozen=True):
@@ -151,6 +183,8 @@ def read_state(folder: Path) -> BuildState:
         return BuildState()
     try:
         state = msgspec.json.decode(read_small_file(path, largest=LARGEST_STATE), type=_State)
+        for item in state.artifacts.values():
+            msgspec.convert(item.facts, _Facts)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"not the state of a build: {error}", file=path, hint="delete it to build anew") from None
     if state.state_version != VERSION:

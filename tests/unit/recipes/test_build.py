@@ -163,6 +163,48 @@ def test_damaged_state_is_named(bench: Bench) -> None:
         bench.build()
 
 
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("verification",), {}),
+        (("verification", "verdict", "outcome"), "splendid"),
+        (("files",), [{"name": 5}]),
+        (("options",), None),
+        (("output",), ["model.gguf"]),
+    ],
+)
+def test_state_with_other_facts_than_a_build_writes_is_named(
+    keys: tuple[str, ...], value: object, bench: Bench
+) -> None:
+    bench.build()
+    path = bench.output / "build-state.json"
+    state = json.loads(path.read_text())
+    *outer, last = keys
+    place = state["artifacts"]["model.gguf"]["facts"]
+    for key in outer:
+        place = place[key]
+    place[last] = value
+    path.write_text(json.dumps(state))
+    with pytest.raises(InputError, match=r"not the state of a build.*build-state\.json.*delete it"):
+        bench.build()
+
+
+def test_folder_in_the_place_of_a_file_is_not_up_to_date(bench: Bench) -> None:
+    bench.build()
+    path = bench.output / "build-state.json"
+    state = json.loads(path.read_text())
+    made = bench.output / "model.gguf"
+    made.unlink()
+    made.mkdir()
+    for file in state["artifacts"]["model.gguf"]["files"]:
+        if file["name"] == "model.gguf":
+            file["nbytes"] = made.stat().st_size
+    path.write_text(json.dumps(state))
+    (first, second) = bench.build().artifacts
+    assert "output is a folder" in str(first.error)
+    assert second.status == "up to date"
+
+
 def test_a_check_finds_what_is_missing_or_other(bench: Bench) -> None:
     manifest = bench.build().manifest
     assert check_manifest(manifest).passed
