@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,7 @@ class Assets:
             InputError: the file cannot be read or is larger than `largest` bytes.
         """
         path = self.path(name)
-        return None if path is None else read_small_file(path, largest=largest)
+        return None if path is None else read_small_file(path, largest=largest, inside=True)
 
     def read_json_object(self, name: str) -> dict[str, Any] | None:
         """Return asset `name` parsed as a JSON object, or None if there is no such file.
@@ -86,21 +88,43 @@ class Assets:
         return None if path is None else read_json_object(path)
 
 
-def read_small_file(path: Path, *, largest: int = LARGEST_TEXT) -> bytes:
+def read_small_file(path: Path, *, largest: int = LARGEST_TEXT, inside: bool = False) -> bytes:
     """Return the bytes of a file that has to be small.
 
+    Args:
+        path: the file.
+        largest: bytes that it may have.
+        inside: whether it is refused if it lies outside of its folder, as `require_inside` does.
+
     Raises:
-        InputError: the file is missing, unreadable, not a regular file or larger than `largest` bytes.
+        InputError: the file is missing, unreadable, not a regular file or larger than `largest` bytes, or leads
+            out of its folder.
     """
     try:
         if not path.is_file():
             raise InputError("file is missing" if not path.exists() else "not a regular file", file=path)
-        size = path.stat().st_size
+        # Looked at once more when it is open: a name may lead elsewhere by then, and a pipe would be waited for.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError("not a regular file", file=path)
+            if inside:
+                _require_same(path, status)
+            data = b"" if status.st_size > largest else file.read(largest + 1)
+        size = max(status.st_size, len(data))
         if size > largest:
             raise InputError("file is too large", file=path, found=f"{size} bytes", expected=f"at most {largest}")
-        return path.read_bytes()
+        return data
     except OSError as error:
         raise InputError(f"cannot read file: {error.strerror}", file=path) from error
+
+
+def _require_same(path: Path, opened: os.stat_result) -> None:
+    """Refuse an open file that is not the one which `path` leads to inside of its folder."""
+    require_inside(path)
+    if not os.path.samestat(path.stat(), opened):
+        raise InputError("file changed while it was in use", file=path)
 
 
 def require_inside(path: Path) -> None:
@@ -147,7 +171,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read, leads out of its folder, or is not a JSON object; a key occurs twice.
     """
     require_inside(path)
-    data = read_small_file(path)
+    data = read_small_file(path, inside=True)
     try:
         parsed = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:

@@ -87,12 +87,14 @@ def test_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Any) -> bytes:
+    path = written(tmp_path, b"")
+
+    def refuse(*_: Any) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(InputError, match="cannot read file: Permission denied"):
-        read_small_file(written(tmp_path, b""))
+        read_small_file(path)
 
 
 # --- links
@@ -135,3 +137,40 @@ def test_link_within_the_folder_is_followed(tmp_path: Path) -> None:
 def test_key_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a key occurs twice"):
         read_json_object(written(tmp_path, b'{"a": {"b": 1, "b": 2}}'))
+
+
+def test_link_that_is_put_in_place_after_it_was_looked_at_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, secret = tmp_path / "model", tmp_path / "secret"
+    folder.mkdir()
+    secret.write_bytes(b"secret")
+    card = folder / "README.md"
+    card.write_bytes(b"card")
+    system_open = os.open
+
+    def swapped(path: Path, *arguments: int) -> int:
+        card.unlink()
+        card.symlink_to(secret)
+        return system_open(path, *arguments)
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(InputError, match="link that leads out of its folder"):
+        Assets(folder).read("README.md")
+
+
+def test_pipe_that_is_put_in_place_of_a_small_file_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "README.md"
+    path.write_bytes(b"card")
+    system_open = os.open
+
+    def swapped(place: Path, *arguments: int) -> int:
+        path.unlink()
+        os.mkfifo(path)
+        return system_open(place, *arguments)
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(InputError, match="not a regular file"):
+        read_small_file(path)
