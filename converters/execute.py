@@ -13,7 +13,7 @@ from gptoss_convert.converters.checksums import Recorder
 from gptoss_convert.converters.fingerprints import require_unchanged
 from gptoss_convert.converters.journal import Journal, Key, Record
 from gptoss_convert.converters.manifest import HashedFile, Manifest, hash_file
-from gptoss_convert.converters.output import Outputs, new_outputs
+from gptoss_convert.converters.output import Outputs, identities, new_outputs
 from gptoss_convert.converters.plan import Plan
 from gptoss_convert.converters.recheck import holds
 from gptoss_convert.converters.recheck import recheck as recheck_written
@@ -123,7 +123,7 @@ def _carried_out(run: _Run, executor: Executor, held: Session, progress: Progres
             recheck_written(run.plan, run.tasks(), run.outputs, run.journal, executor, run.resources.jobs)
         synced.result()
     require_unchanged(held.heading.sources)
-    run.journal.mark_publishing()
+    run.journal.mark_publishing(identities(held.partial, run.outputs))
     return report
 
 

@@ -179,13 +179,16 @@ class Journal:
         """
         self._append(_encoded(key, record, self._files))
 
-    def mark_publishing(self) -> None:
+    def mark_publishing(self, ours: Mapping[str, tuple[int, int]]) -> None:
         """Say that files get their final names from now on.
+
+        Args:
+            ours: device and inode of what was written, by final name.
 
         Raises:
             OutputError: the system refused.
         """
-        self._append({"publishing": True})
+        self._append({"publishing": ours})
 
     def _append(self, content: Mapping[str, Any]) -> None:
         line = _line(content)
@@ -235,8 +238,8 @@ class Summary:
     heading: Heading
     nbytes: int
     """Bytes of tensors that are written."""
-    publishing: bool
-    """Whether some files may have their final names."""
+    publishing: Mapping[str, tuple[int, int]] | None
+    """Device and inode of what may have its final name, by that name; None if nothing may."""
 
 
 def summarise(path: Path) -> Summary | None:
@@ -250,11 +253,12 @@ def summarise(path: Path) -> Summary | None:
     except (StopIteration, KeyError, msgspec.ValidationError, OverflowError):
         return None
     written: dict[Key, int] = {}
-    publishing = False
+    publishing = None
     for _, content in lines:
         if "rows" in content:
             written[Key(*content["rows"])] = content["nbytes"]
-        publishing = publishing or "publishing" in content
+        if "publishing" in content:
+            publishing = {name: (device, inode) for name, (device, inode) in content["publishing"].items()}
     return Summary(heading, sum(written.values()), publishing)
 
 
@@ -273,7 +277,7 @@ class _Entry(msgspec.Struct, frozen=True):
     findings: Findings = NOTHING_FOUND
     digests: str = ""
     named_scales: tuple[_Side, _Side, str] | None = None
-    publishing: bool = False
+    publishing: dict[str, tuple[int, int]] = {}
 
 
 class _Place(NamedTuple):

@@ -87,7 +87,7 @@ def _acquired(path: Path, output: Path) -> int:
 
 def _opened(path: Path) -> tuple[int, bool]:
     """Open the lock file; also return whether it was made for that."""
-    flags = os.O_RDWR | getattr(os, "O_BINARY", 0)
+    flags = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
     while True:
         with contextlib.suppress(FileExistsError):
             return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
@@ -125,7 +125,7 @@ def _holder(descriptor: int) -> dict[str, Any]:
     os.lseek(descriptor, 0, os.SEEK_SET)
     try:
         said = json.loads(os.read(descriptor, _LARGEST))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
 
@@ -140,7 +140,7 @@ def _is_alive(descriptor: int) -> bool:
         return True
     try:
         return bool(abs(psutil.Process(pid).create_time() - said) < _SAME_TIME)
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError, OverflowError):  # a number that no process has
         return False
     except psutil.Error:
         return True

@@ -30,6 +30,10 @@ Keep = Callable[[BaseException], bool]
 """Whether what was written so far stays after an exception."""
 
 
+Identities = Mapping[str, tuple[int, int]]
+"""Device and inode of files or of a folder, by the final name."""
+
+
 def keep_nothing(error: BaseException) -> bool:
     """Return False."""
     return False
@@ -107,6 +111,10 @@ class Outputs:
             raise OutputError(f"cannot read what was written: {error.strerror or error}", file=path) from error
         if done < len(view):
             raise OutputError("file became shorter while it was written", file=path)
+
+    def status(self, path: Path) -> os.stat_result:
+        """Return what the system says of the open file whose final name is `path`; an `OSError` is passed on."""
+        return os.fstat(self._descriptor(path))
 
     def create(self, path: Path, content: bytes) -> None:
         """Create the file whose final name is `path`, one of those that are made at the end.
@@ -281,19 +289,19 @@ def _publish_folder(partial: Path, folder: Path, token: str) -> None:
 def _publish(temporary: Mapping[Path, Path], token: str) -> None:
     """Rename all files, the first one last. If one of several fails, every name is again what it was."""
     asides = {path: beside(path, f"older-{token}") for path in temporary}
-    published: list[Path] = []
     try:
         for path in reversed(list(temporary)):
             with as_output_error(path):
                 if len(temporary) > 1 and os.path.lexists(path):
                     path.replace(asides[path])
                 temporary[path].replace(path)
-                published.append(path)
     except BaseException:
-        if len(published) < len(temporary):
-            for path in published:
-                with contextlib.suppress(OSError):
-                    path.replace(temporary[path])
+        # What the disk says counts: a signal may come between a renaming and whatever could be noted of it.
+        if any(os.path.lexists(place) for place in temporary.values()):
+            for path, place in temporary.items():
+                if not os.path.lexists(place):
+                    with contextlib.suppress(OSError):
+                        path.replace(place)
             for path, aside in asides.items():
                 with contextlib.suppress(OSError):
                     aside.replace(path)
@@ -303,22 +311,69 @@ def _publish(temporary: Mapping[Path, Path], token: str) -> None:
             aside.unlink(missing_ok=True)
 
 
-def take_back(partial: Partial, planned: Sequence[PlannedFile]) -> None:
+def identities(partial: Partial, outputs: Outputs) -> Identities:
+    """Return what the partial output is to the system, by final name, so that it is known again under any name.
+
+    Raises:
+        OutputError: something else lies in the place of what was written.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for path, place in partial.places.items():
+        with as_output_error(path):
+            if os.path.lexists(place):
+                status = place.lstat()
+                if not os.path.samestat(status, outputs.status(path)):
+                    raise OutputError("something else took the place of the unfinished output", file=place)
+                found[path.name] = (status.st_dev, status.st_ino)
+    if partial.folder is None:
+        return found
+    with as_output_error(partial.output):
+        status = partial.folder.lstat()
+    return {partial.output.name: (status.st_dev, status.st_ino)}
+
+
+def take_back(partial: Partial, ours: Identities) -> None:
     """Give files their partial names again, after a run was killed while it gave them their final ones.
+
+    Args:
+        partial: the names.
+        ours: what was written; what lies there instead is left alone.
 
     Raises:
         OutputError: the system refused.
     """
     with as_output_error(partial.output):
-        if partial.folder is not None:
-            if not os.path.lexists(partial.folder) and partial.output.is_dir():
-                partial.output.replace(partial.folder)
-            return
-        sizes = {file.path: file.nbytes for file in planned}
-        for path, place in partial.places.items():
-            is_ours = path.is_file() and path.stat().st_size == sizes.get(path, path.stat().st_size)
-            if not os.path.lexists(place) and is_ours:
+        for path, place in _named_at_the_end(partial).items():
+            if not os.path.lexists(place) and _is_it(path, ours):
                 path.replace(place)
+
+
+def undo_publishing(partial: Partial, ours: Identities, token: str) -> None:
+    """Put older files back that made room for new ones, if a run was killed before all of these had their names.
+
+    Raises:
+        OutputError: the system refused.
+    """
+    with as_output_error(partial.output):
+        asides = {path: beside(path, f"older-{token}") for path in _named_at_the_end(partial)}
+        if any(os.path.lexists(place) for place in _named_at_the_end(partial).values()):
+            take_back(partial, ours)
+            for path, aside in asides.items():
+                if os.path.lexists(aside) and not os.path.lexists(path):
+                    aside.replace(path)
+
+
+def _named_at_the_end(partial: Partial) -> Mapping[Path, Path]:
+    """Return where what is renamed lies until then, by final name."""
+    return partial.places if partial.folder is None else {partial.output: partial.folder}
+
+
+def _is_it(path: Path, ours: Identities) -> bool:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    return ours.get(path.name) == (status.st_dev, status.st_ino)
 
 
 def _create(file: PlannedFile, temporary: Path, *, resume: bool) -> None:

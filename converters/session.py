@@ -16,7 +16,7 @@ from gptoss_convert.converters.destination import check_destination
 from gptoss_convert.converters.fingerprints import fingerprints
 from gptoss_convert.converters.journal import Heading, Journal, Summary, summarise
 from gptoss_convert.converters.lock import locked
-from gptoss_convert.converters.output import take_back
+from gptoss_convert.converters.output import take_back, undo_publishing
 from gptoss_convert.converters.partial import Partial
 from gptoss_convert.converters.plan import Plan
 from gptoss_convert.errors import GptossConvertError, InputError, OutputError
@@ -35,8 +35,7 @@ class Session:
     @property
     def token(self) -> str:
         """Part of the name of older files that are set aside: a run that goes on finds them again."""
-        facts = json.dumps(msgspec.to_builtins(self.heading), sort_keys=True)
-        return hashlib.sha256(facts.encode()).hexdigest()[:8]
+        return _token(self.heading)
 
     def keeps(self, error: BaseException) -> bool:
         """Return whether what was written stays after `error`: another run could go on, and has something to save.
@@ -77,11 +76,13 @@ def session(plan: Plan, memory_per_job: int, *, replace: bool, resume: bool) -> 
         heading = Heading.of(plan, sources, memory_per_job)
         if resume and summary is not None:
             summary.heading.require_same(heading, plan.output)
-            if summary.publishing:
-                take_back(partial, plan.files)
+            if summary.publishing is not None:
+                take_back(partial, summary.publishing)
             check_destination(plan, replace=replace, reclaimed=partial.allocated())
             journal = Journal.continued(partial.journal, plan)
         else:
+            if summary is not None and summary.publishing is not None:
+                undo_publishing(partial, summary.publishing, _token(summary.heading))
             check_destination(plan, replace=replace, reclaimed=partial.allocated())
             partial.remove()
             journal = Journal.begun(partial.journal, heading, plan)
@@ -117,6 +118,11 @@ def find_unfinished(plan: Plan) -> Unfinished | None:
     return None if summary is None else Unfinished(min(summary.nbytes / max(plan.data_nbytes, 1), 1.0))
 
 
+def _token(heading: Heading) -> str:
+    facts = json.dumps(msgspec.to_builtins(heading), sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()[:8]
+
+
 def _require_apart(plan: Plan, partial: Partial) -> None:
     """Refuse a source that has one of the names that the run will use."""
     ours = {path.resolve() for path in (*partial.places.values(), partial.journal, partial.lock)}
@@ -130,7 +136,12 @@ def _require_apart(plan: Plan, partial: Partial) -> None:
 
 
 def _require_ours(partial: Partial, summary: Summary | None) -> None:
-    """Refuse to remove what no run of ours has left."""
+    """Refuse to remove what no run of ours has left, and to go through a link that took the place of it."""
+    for path in (partial.journal, *([] if partial.folder is None else [partial.folder])):
+        if path.is_symlink():
+            raise OutputError(
+                "a link has the name of the unfinished output", file=path, hint="remove it or choose another output"
+            )
     in_the_way: Path | None = next(partial.existing(), None)
     if in_the_way is not None and summary is None:
         raise OutputError(
