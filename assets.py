@@ -111,10 +111,12 @@ def read_small_file(path: Path, *, largest: int = LARGEST_TEXT, inside: bool = F
                 raise InputError("not a regular file", file=path)
             if inside:
                 _require_same(path, status)
-            data = b"" if status.st_size > largest else file.read(largest + 1)
+            data = b"" if status.st_size > largest else file.read(status.st_size + 1)
         size = max(status.st_size, len(data))
         if size > largest:
             raise InputError("file is too large", file=path, found=f"{size} bytes", expected=f"at most {largest}")
+        if len(data) > status.st_size:
+            raise InputError("file changed while it was in use", file=path)
         return data
     except OSError as error:
         raise InputError(f"cannot read file: {error.strerror}", file=path) from error
