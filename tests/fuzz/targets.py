@@ -8,7 +8,8 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import count
 from os import truncate, utime
 from pathlib import Path
@@ -33,8 +34,13 @@ from gptoss_convert.formats.storage import FileRef
 from gptoss_convert.formats.tokenizer_files import tokenizer_files
 from gptoss_convert.formats.tokenizer_json import find_tokenizer
 from gptoss_convert.inspection import inspect_checkpoint
+from gptoss_convert.recipes.check import check_manifest
 from gptoss_convert.recipes.recipe import read_recipe
+from gptoss_convert.recipes.state import STATE, read_state
+from gptoss_convert.report import render_report
+from gptoss_convert.report.document import read_document
 from gptoss_convert.verify.declaration import read_declaration
+from gptoss_convert.verify.pack.reader import read_pack
 from gptoss_convert.verify.policy import read_policy
 from gptoss_convert.verify.prompts import load_prompts
 from gptoss_convert.verify.template_sandbox import render
@@ -43,6 +49,8 @@ from tests.cli.command import run_here
 from tests.support.adapters import pair, write_adapter
 from tests.support.bounds import bounded
 from tests.support.checkpoints import Shape, write_huggingface, write_original
+from tests.support.conversions import make_checkpoint
+from tests.support.packs import make_pack, read_arrays, write_arrays
 from tests.support.tokenizers import write_small_tokenizer
 from tests.unit.formats.gguf import models
 
@@ -456,6 +464,100 @@ def recipe(folder: Path) -> Target:
     return Target(lambda data: read_recipe(_put(path, data)), (seed,))
 
 
+def _read_packs(folder: Path, data: bytes) -> None:
+    """Open a pack, and read all of it."""
+    opened = read_pack(_put(folder / "x.pack", data))
+    _look_at_packed(opened.model)
+    for name in opened.fingerprints:
+        opened.samples(name)
+    for run in opened.runs.values():
+        recording = folder / "recording"
+        shutil.rmtree(recording, ignore_errors=True)
+        recording.mkdir()
+        run.extract(recording)
+
+
+def _look_at_packed(model: Checkpoint) -> None:
+    if model.tokenizer is not None:
+        tokenizer_files(model.tokenizer.vocabulary())
+
+
+def pack(folder: Path) -> Target:
+    """A reference pack; its distributions are extracted too."""
+    place = folder / "listed.pack"
+    make_pack(
+        make_checkpoint(folder / "source", replace(SHAPE, vocab=512), fill="gauss", edge_blocks=False),
+        place,
+        top=20,
+    )
+    seed = place.read_bytes()
+    return Target(lambda data: _read_packs(folder, data), (seed,))
+
+
+def pack_facts(folder: Path) -> Target:
+    """The JSON in a reference pack."""
+    place = folder / "listed.pack"
+    make_pack(
+        make_checkpoint(folder / "source", replace(SHAPE, vocab=512), fill="gauss", edge_blocks=False),
+        place,
+        top=20,
+    )
+    arrays = read_arrays(place)
+
+    def read(data: bytes) -> None:
+        write_arrays(place, {**arrays, "facts": np.frombuffer(data, np.uint8)})
+        _read_packs(folder, place.read_bytes())
+
+    return Target(read, (arrays["facts"].tobytes(),))
+
+
+def document(folder: Path) -> Target:
+    """The document of a verification, and the reports that are made of it."""
+    source = _huggingface(folder / "source")
+    assert run_here("to-gguf", source, "-o", folder / "model.gguf", "-q").exit_code == 0
+    seed = run_here("verify", source, folder / "model.gguf", "--weights", "--json", "-q").stdout.encode()
+    path = folder / "document.json"
+
+    def read(data: bytes) -> None:
+        render_report(read_document(_put(path, data)))
+
+    return Target(read, (_compact(seed),))
+
+
+def state(folder: Path) -> Target:
+    """The state that a build left."""
+    source = _huggingface(folder / "model")
+    recipe = folder / "recipe.toml"
+    recipe.write_text(
+        f'version = 1\nsource.path = "{source.name}"\n[[artifacts]]\nto = "gguf"\noutput = "x.gguf"\n'
+    )
+    assert run_here("build", recipe, "-o", folder / "dist", "-q").exit_code == 0
+    path = folder / "dist" / STATE
+
+    def read(data: bytes) -> None:
+        _put(path, data)
+        read_state(path.parent).serialise()
+
+    return Target(read, (_compact(path.read_bytes()),))
+
+
+def _compact(data: bytes) -> bytes:
+    """Return JSON without what does not matter: the fuzzer cuts what is longer than its inputs."""
+    return json.dumps(json.loads(data), separators=(",", ":")).encode()
+
+
+def build_manifest(folder: Path) -> Target:
+    """The manifest of a build, as `check` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "x.gguf").write_bytes(b"GGUF")
+    digest = sha256(b"GGUF").hexdigest()
+    file = {"name": "x.gguf", "nbytes": 4, "sha256": digest}
+    tool = {"name": "gptoss-convert", "version": "1"}
+    seed = {"kind": "build", "manifest_version": 1, "tool": tool, "artifacts": [{"name": "x", "files": [file]}]}
+    path = folder / "manifest.json"
+    return Target(lambda data: check_manifest(_put(path, data)), (json.dumps(seed).encode(),))
+
+
 def chat_template(folder: Path) -> Target:
     """A chat template, as the process that renders it does; loops that it may end by force are left out."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -484,6 +586,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
         safetensors, safetensors_header, safetensors_index, gguf_header, gguf, onnx_container, onnx_metadata,
         onnx_data, config, openai_config, tokenizer, tokenizer_config, generation_config, model_card,
         adapter_config, adapter_header, sidecar, prompts, policy, recipe, manifest, chat_template,
+        pack, pack_facts, document, state, build_manifest,
     )
 }  # fmt: skip
 """By name; each takes an empty folder to work in."""
