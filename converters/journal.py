@@ -75,9 +75,12 @@ class Heading:
         """Return the heading for a plan."""
         facts = plan.as_dict()
         aspects = {
-            "source": [facts["source"], facts["source_format"]],
+            "source": [str(plan.source.absolute()), facts["source_format"]],
             "format": facts["format"],
-            "files": [facts["files"], facts["files_made_at_the_end"]],
+            "files": [
+                [[str(file.path.absolute()), file.nbytes] for file in plan.files],
+                [str(path.absolute()) for path in plan.paths_made_at_the_end],
+            ],
             "headers": [hashlib.sha256(file.header).hexdigest() for file in plan.files],
             "encodings": facts["tensors"],
             "way of converting": [repr(transfer.recoding) for transfer in plan.transfers],
