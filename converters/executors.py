@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,8 @@ from gptoss_convert.converters.tasks import Resources
 from gptoss_convert.errors import OptionError, OutputError, UnsupportedError
 
 SECONDS_TO_CONNECT = 10
+CALLS_AT_ONCE = 8
+"""Calls that one message to a worker holds, of some megabytes each."""
 _ADDRESS = re.compile(r"dask://(?P<place>(?:[\w.-]+|\[[0-9a-fA-F:]+\]):\d{1,5})")
 
 Value = TypeVar("Value")
@@ -58,8 +61,9 @@ def opened_executor(address: str | None) -> Iterator[Executor | None]:
 class ClusterExecutor(Executor):
     """Does tasks on the workers of a Dask cluster, as a client that is connected to it hands them out.
 
-    What is called is sent with its arguments, and has to be the same on all machines. A call whose worker dies is
-    done again by another one.
+    What is called is sent with its arguments, and has to be the same on all machines. Some calls are sent together,
+    since a scheduler takes milliseconds for each message. What a worker has in hand when it dies is done again by
+    another one.
     """
 
     def __init__(self, client: Any, threads: int) -> None:
@@ -67,16 +71,33 @@ class ClusterExecutor(Executor):
         self._client = client
         self._executor = client.get_executor(pure=False)
         self._threads = threads
+        self._unsent: list[tuple[_Answer, bytes]] = []
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Have a worker call `function`; an exception arrives with its cause."""
-        return _Answer(self._executor.submit(_call, pickle.dumps((function, args, kwargs))), self._has_begun)
+        """Have a worker call `function`; an exception arrives with its cause. To be used by one thread."""
+        answer = _Answer(self)
+        self._unsent.append((answer, pickle.dumps((function, args, kwargs))))
+        if len(self._unsent) == CALLS_AT_ONCE:
+            self.send()
+        return answer
+
+    def send(self) -> None:
+        """Send the calls that wait for company."""
+        calls = [(answer, call) for answer, call in self._unsent if not answer.cancelled()]
+        self._unsent = []
+        if not calls:
+            return
+        sent = self._executor.submit(_call_all, pickle.dumps([call for _, call in calls]))
+        for answer, _ in calls:
+            answer.sent = sent
+        sent.add_done_callback(partial(_deliver, [answer for answer, _ in calls]))
 
     def resources(self, local: Resources) -> Resources:
         """Return what a run may use if every thread of the cluster may use what a job of `local` may."""
-        return replace(local, jobs=self._threads, memory=self._threads * local.memory_per_job)
+        jobs = self._threads * CALLS_AT_ONCE
+        return replace(local, jobs=jobs, memory=jobs * local.memory_per_job)
 
-    def _has_begun(self) -> bool:
+    def has_begun(self) -> bool:
         """Return whether any worker has a call of ours in hand."""
         try:
             return any(self._client.processing().values())
@@ -87,41 +108,52 @@ class ClusterExecutor(Executor):
 class _Answer(Future[Any]):
     """What a worker will answer."""
 
-    def __init__(self, inner: Future[bytes], has_begun: Callable[[], bool]) -> None:
+    def __init__(self, executor: ClusterExecutor) -> None:
         super().__init__()
-        self._inner = inner
-        self._has_begun = has_begun
-        inner.add_done_callback(self._take)
+        self._executor = executor
+        self.sent: Future[bytes] | None = None
+        """The message that the call is part of; None before there is one."""
+
+    def result(self, timeout: float | None = None) -> Any:
+        """As that of `Future`."""
+        if self.sent is None:
+            self._executor.send()
+        return super().result(timeout)
 
     def cancel(self) -> bool:
-        """Take the call back, unless a worker may have begun it: nobody can stop it then."""
-        if self.done() or self._has_begun():
+        """Take the call back, with those that were sent together, unless a worker may have begun one.
+
+        Nobody can stop it then.
+        """
+        if self.done() or (self.sent is not None and self._executor.has_begun()):
             return self.cancelled()
         cancelled = super().cancel()
-        self._inner.cancel()
+        if self.sent is not None:
+            self.sent.cancel()
         return cancelled
 
-    def _take(self, inner: Future[bytes]) -> None:
-        if not self.set_running_or_notify_cancel():
-            return
-        try:
-            value, error, cause = pickle.loads(inner.result())
-        except CancelledError as lost:
-            self.set_exception(_lost("connection to the cluster was lost", lost))
-        except Exception as lost:
-            self.set_exception(_lost(f"cluster gave up: {lost}", lost))
+
+def _deliver(answers: list[_Answer], sent: Future[bytes]) -> None:
+    """Give each caller what became of its call."""
+    try:
+        outcomes = [pickle.loads(outcome) for outcome in pickle.loads(sent.result())]
+    except CancelledError as lost:
+        outcomes = [(None, OutputError("connection to the cluster was lost"), lost)] * len(answers)
+    except Exception as lost:
+        outcomes = [(None, OutputError(f"cluster gave up: {lost}"), lost)] * len(answers)
+    for answer, (value, error, cause) in zip(answers, outcomes, strict=True):
+        if not answer.set_running_or_notify_cancel():
+            continue
+        if error is None:
+            answer.set_result(value)
         else:
-            if error is None:
-                self.set_result(value)
-            else:
-                error.__cause__ = cause
-                self.set_exception(error)
+            error.__cause__ = cause
+            answer.set_exception(error)
 
 
-def _lost(what: str, cause: BaseException) -> OutputError:
-    error = OutputError(what)
-    error.__cause__ = cause
-    return error
+def _call_all(calls: bytes) -> bytes:
+    """Call on a worker what a client sent, one after the other, and return what became of each."""
+    return pickle.dumps([_call(call) for call in pickle.loads(calls)])
 
 
 def _call(payload: bytes) -> bytes:

@@ -15,7 +15,7 @@ import pytest
 import gptoss_convert as gc
 from gptoss_convert.converters import executors
 from gptoss_convert.converters.execute import Resources, execute
-from gptoss_convert.converters.executors import ClusterExecutor, opened_executor, placed_everywhere
+from gptoss_convert.converters.executors import CALLS_AT_ONCE, ClusterExecutor, opened_executor, placed_everywhere
 from gptoss_convert.converters.plan import Plan
 from gptoss_convert.converters.session import find_unfinished
 from gptoss_convert.converters.tasks import tasks
@@ -26,7 +26,7 @@ from tests.support.tokenizers import write_small_tokenizer
 
 SMALL = Resources(jobs=1, memory=256 << 10)
 """Tasks that are as small as they can be."""
-SHAPE = Shape(layers=2, hidden=128, intermediate=160, experts=4, experts_per_token=2)
+SHAPE = Shape(layers=6, hidden=128, intermediate=160, experts=4, experts_per_token=2)
 WORKERS = 2
 
 
@@ -132,7 +132,8 @@ def test_a_worker_that_is_killed_changes_no_byte(sources: dict[str, Path], addre
 
     with client, opened_executor(address) as executor:
         assert isinstance(executor, ClusterExecutor)
-        assert len(list(tasks(plan, executor.resources(SMALL)))) > 3 * 2 * WORKERS
+        resources = executor.resources(SMALL)
+        assert len(list(tasks(plan, resources))) > 2 * resources.jobs + 20
         execute(plan, resources=SMALL, executor=executor, progress=kill_once)
         assert victims[0] not in client.run(os.getpid).values()
     assert contents(folder) == by_threads(quantised, sources, tmp_path / "threads")
@@ -221,13 +222,29 @@ def test_damaged_source_is_the_error_that_it_is_here(address: str, tmp_path: Pat
     assert not list(tmp_path.glob("out*"))
 
 
-def test_calls_that_no_worker_has_begun_are_taken_back(address: str) -> None:
+def test_calls_that_a_worker_may_have_begun_are_waited_for(address: str) -> None:
     with opened_executor(address) as executor:
-        assert executor is not None
-        answers = [executor.submit(time.sleep, 0.3) for _ in range(WORKERS)]
-        time.sleep(0.1)
-        assert not answers[0].cancel()
-        assert [answer.result(10) for answer in answers] == [None] * WORKERS
+        assert isinstance(executor, ClusterExecutor)
+        begun, unsent = executor.submit(time.sleep, 0.5), executor.submit(time.sleep, 60)
+        assert unsent.cancel()
+        executor.send()
+        time.sleep(0.2)
+        assert not begun.cancel()
+        assert begun.result(10) is None
+
+
+def test_calls_are_taken_back_where_no_worker_is_left() -> None:
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=50
+    ) as cluster, opened_executor(cluster.scheduler_address.replace("tcp", "dask")) as executor:  # fmt: skip
+        assert isinstance(executor, ClusterExecutor)
+        cluster.scale(0)
+        while cluster.scheduler_info["workers"]:
+            time.sleep(0.05)
+        answers = [executor.submit(len, b"") for _ in range(CALLS_AT_ONCE)]
+        time.sleep(0.2)
+        assert answers[0].cancel()
+        assert all(answer.cancel() or answer.done() for answer in answers)
 
 
 def refusal(address: str) -> GptossConvertError:
@@ -284,4 +301,6 @@ def test_paths_become_absolute_and_nothing_else_changes(
 def test_every_thread_of_a_cluster_has_the_memory_of_a_job(address: str) -> None:
     with opened_executor(address) as executor:
         assert isinstance(executor, ClusterExecutor)
-        assert executor.resources(Resources(jobs=4, memory=1000)) == Resources(jobs=WORKERS, memory=WORKERS * 250)
+        assert executor.resources(Resources(jobs=4, memory=1000)) == Resources(
+            jobs=WORKERS * CALLS_AT_ONCE, memory=WORKERS * CALLS_AT_ONCE * 250
+        )
