@@ -181,7 +181,16 @@ def _packed(error: Exception) -> bytes:
 
 
 def placed_everywhere(plan: Plan) -> Plan:
-    """Return the same plan with absolute paths, for machines with another working directory."""
+    """Return the same plan with absolute paths, for machines with another working directory.
+
+    Raises:
+        OptionError: the source is streamed: other machines are not given what opens it, such as access tokens.
+    """
+    for source in plan.inputs:
+        if not isinstance(source, Path):
+            raise OptionError(
+                "a cluster does not stream its source", found=source, hint="download it to the shared file system"
+            )
     buffer = io.BytesIO()
     pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
     pickler.dispatch_table = copyreg.dispatch_table | {type(Path()): _absolute}

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import distributed
 import pytest
@@ -296,6 +298,13 @@ def test_paths_become_absolute_and_nothing_else_changes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert placed_everywhere(gguf(sources, Path())) == gguf(sources, tmp_path)
+
+
+def test_source_that_is_no_file_is_refused(sources: dict[str, Path], address: str, tmp_path: Path) -> None:
+    plan: Any = replace(gguf(sources, tmp_path), inputs=(PurePosixPath("hf:/owner/name"),))
+    with opened_executor(address) as executor, pytest.raises(OptionError, match="does not stream its source"):
+        execute(plan, executor=executor)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_thread_of_a_cluster_has_the_memory_of_a_job(address: str) -> None:
