@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gptoss_convert.converters.checksums import Recorder
-from gptoss_convert.converters.executors import ClusterExecutor, placed_everywhere
+from gptoss_convert.converters.executors import ClusterExecutor, require_files
 from gptoss_convert.converters.fingerprints import require_unchanged
 from gptoss_convert.converters.journal import Journal, Key, Record
 from gptoss_convert.converters.manifest import HashedFile, Manifest, hash_file
@@ -67,7 +67,8 @@ def execute(
     """
     resources = resources or Resources()
     if isinstance(executor, ClusterExecutor):
-        plan, resources = placed_everywhere(plan), executor.resources(resources)
+        require_files(plan)
+        resources = executor.resources(resources)
     if resources.memory_per_job < LEAST_MEMORY_PER_JOB:
         raise BudgetError(
             f"too little memory for {resources.jobs} jobs",

@@ -6,8 +6,6 @@ whoever does a task, and how often, changes nothing, and the cluster may hand on
 
 from __future__ import annotations
 
-import copyreg
-import io
 import pickle
 import platform
 import re
@@ -180,8 +178,8 @@ def _packed(error: Exception) -> bytes:
     return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}"), None))
 
 
-def placed_everywhere(plan: Plan) -> Plan:
-    """Return the same plan with absolute paths, for machines with another working directory.
+def require_files(plan: Plan) -> None:
+    """Refuse a plan whose source is no files that all machines could read.
 
     Raises:
         OptionError: the source is streamed: other machines are not given what opens it, such as access tokens.
@@ -191,16 +189,6 @@ def placed_everywhere(plan: Plan) -> Plan:
             raise OptionError(
                 "a cluster does not stream its source", found=source, hint="download it to the shared file system"
             )
-    buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
-    pickler.dispatch_table = copyreg.dispatch_table | {type(Path()): _absolute}
-    pickler.dump(plan)
-    placed: Plan = pickle.loads(buffer.getbuffer())
-    return placed
-
-
-def _absolute(path: Path) -> tuple[type[Path], tuple[str]]:
-    return type(path), (str(path.absolute()),)
 
 
 def _connected(place: str) -> Any:

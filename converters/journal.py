@@ -77,10 +77,7 @@ class Heading:
         aspects = {
             "source": [str(plan.source.absolute()), facts["source_format"]],
             "format": facts["format"],
-            "files": [
-                [[str(file.path.absolute()), file.nbytes] for file in plan.files],
-                [str(path.absolute()) for path in plan.paths_made_at_the_end],
-            ],
+            "files": [facts["files"], facts["files_made_at_the_end"]],
             "headers": [hashlib.sha256(file.header).hexdigest() for file in plan.files],
             "encodings": facts["tensors"],
             "way of converting": [repr(transfer.recoding) for transfer in plan.transfers],

@@ -17,7 +17,7 @@ import pytest
 import gptoss_convert as gc
 from gptoss_convert.converters import executors
 from gptoss_convert.converters.execute import Resources, execute
-from gptoss_convert.converters.executors import CALLS_AT_ONCE, ClusterExecutor, opened_executor, placed_everywhere
+from gptoss_convert.converters.executors import CALLS_AT_ONCE, ClusterExecutor, opened_executor
 from gptoss_convert.converters.plan import Plan
 from gptoss_convert.converters.session import find_unfinished
 from gptoss_convert.converters.tasks import tasks
@@ -291,13 +291,6 @@ def test_cluster_without_workers_is_an_error() -> None:
     with distributed.LocalCluster(n_workers=0, dashboard_address=":0", silence_logs=50) as cluster:
         error = refusal(cluster.scheduler_address.replace("tcp", "dask"))
     assert str(error) == "cluster has no workers; start some with `dask worker`"
-
-
-def test_paths_become_absolute_and_nothing_else_changes(
-    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert placed_everywhere(gguf(sources, Path())) == gguf(sources, tmp_path)
 
 
 def test_source_that_is_no_file_is_refused(sources: dict[str, Path], address: str, tmp_path: Path) -> None:
