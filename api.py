@@ -13,6 +13,7 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.converters.adapter import with_adapter
 from gptoss_convert.converters.conversions import CONVERSIONS, conversion_of
 from gptoss_convert.converters.execute import Progress, Report, Resources, execute, ignore_progress
+from gptoss_convert.converters.executors import opened_executor
 from gptoss_convert.converters.plan import Plan
 from gptoss_convert.errors import OptionError
 from gptoss_convert.formats import open_checkpoint, open_tokenizer
@@ -74,6 +75,7 @@ def convert(
     recheck: bool = True,
     resources: Resources | None = None,
     progress: Progress = ignore_progress,
+    executor: str | None = None,
 ) -> Converted:
     """Convert `source` and write `output`, which appears only when it is complete and on disk.
 
@@ -90,10 +92,11 @@ def convert(
         recheck: whether the output is read again and compared before it gets its name.
         resources: how many pieces at once, and memory for them.
         progress: is told what has been written.
+        executor: `"dask://HOST:PORT"` for a Dask cluster with a shared file system; None for threads here.
 
     Raises:
         InputError: the source is damaged, or holds numbers that the encoding cannot hold.
-        OptionError: options do not fit the source or the conversion.
+        OptionError: options do not fit the source or the conversion, or there is no such cluster.
         OutputError: the output exists, or cannot be written.
         UnsupportedError: the target cannot express the model.
     """
@@ -107,7 +110,16 @@ def convert(
     )
     if manifest:
         plan = plan.with_manifest()
-    report = execute(plan, resources=resources, replace=replace, resume=resume, recheck=recheck, progress=progress)
+    with opened_executor(executor) as pool:
+        report = execute(
+            plan,
+            resources=resources,
+            replace=replace,
+            resume=resume,
+            recheck=recheck,
+            progress=progress,
+            executor=pool,
+        )
     return Converted(plan=plan, report=report)
 
 

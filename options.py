@@ -149,6 +149,12 @@ def conversion_options(command: Command) -> Command:
             help="[resources] Chunks at a time (default: cores, up to 4; with --stream 8).",
         ),
         click.option(
+            "--executor",
+            metavar="dask://HOST:PORT",
+            help="[resources] Convert on the workers of a Dask cluster that share a file system "
+            "(default: threads of this process).",
+        ),
+        click.option(
             "--manifest",
             is_flag=True,
             help="[output] Also write a manifest: SHA-256 of every file, canonical hash of every tensor.",
@@ -213,6 +219,7 @@ class RunOptions:
     verify: bool
     jobs: int | None
     max_memory: int | None
+    executor: str | None
     no_progress: bool
     as_json: bool
     quiet: bool

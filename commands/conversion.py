@@ -19,6 +19,7 @@ from gptoss_convert.process import CHECK_FAILED, Arguments
 def convert(plan: Any, run: RunOptions, source: Any, tokenizer: Any, named: HubReference | Path) -> None:
     """Print a plan; or execute it, and compare what was written if that is wanted."""
     from gptoss_convert.converters.execute import execute
+    from gptoss_convert.converters.executors import opened_executor
 
     if run.manifest:
         plan = plan.with_manifest()
@@ -34,7 +35,10 @@ def convert(plan: Any, run: RunOptions, source: Any, tokenizer: Any, named: HubR
     _tell_of_unfinished(plan, run)
     started = time.monotonic()
     wanted = console.progress_is_wanted(quiet=run.quiet or run.as_json, no_progress=run.no_progress)
-    with console.progress_bar(plan.data_nbytes, shown=wanted) as progress:
+    with (
+        opened_executor(run.executor) as executor,
+        console.progress_bar(plan.data_nbytes, shown=wanted) as progress,
+    ):
         try:
             report = execute(
                 plan,
@@ -43,6 +47,7 @@ def convert(plan: Any, run: RunOptions, source: Any, tokenizer: Any, named: HubR
                 resume=run.resume,
                 recheck=not run.no_recheck,
                 progress=progress,
+                executor=executor,
             )
         except KeyboardInterrupt:
             _tell_how_to_resume(plan)

@@ -8,8 +8,10 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from pathlib import Path
+from typing import NamedTuple
 
 from gptoss_convert.converters.checksums import Recorder
+from gptoss_convert.converters.executors import ClusterExecutor, require_files
 from gptoss_convert.converters.fingerprints import require_unchanged
 from gptoss_convert.converters.journal import Journal, Key, Record
 from gptoss_convert.converters.manifest import HashedFile, Manifest, hash_file
@@ -55,7 +57,8 @@ def execute(
         resume: whether to go on where an earlier run of this plan was stopped, if one was.
         recheck: whether all bytes are read again and compared before files get their final names.
         progress: is told what has been written.
-        executor: runs the tasks; a thread pool of `resources.jobs` threads by default.
+        executor: runs the tasks; a thread pool of `resources.jobs` threads by default. On a cluster every
+            thread has the memory of one job.
 
     Raises:
         BudgetError: the memory is too little to work with.
@@ -63,6 +66,9 @@ def execute(
         OutputError: the output exists, is written by another process, or cannot be written.
     """
     resources = resources or Resources()
+    if isinstance(executor, ClusterExecutor):
+        require_files(plan)
+        resources = executor.resources(resources)
     if resources.memory_per_job < LEAST_MEMORY_PER_JOB:
         raise BudgetError(
             f"too little memory for {resources.jobs} jobs",
@@ -132,41 +138,66 @@ def _convert(run: _Run, executor: Executor, progress: Progress) -> Report:
     for file in run.plan.files:
         if file.copied is not None:
             _copy(file.copied, file.path, run.outputs)
-    pending: deque[tuple[Task, Future[TaskResult]]] = deque()
+    pending: deque[tuple[Key, Task, Future[_Done]]] = deque()
     found = Found(run.plan, run.outputs)
     hashing = run.plan.manifest is not None
+    do: Callable[..., _Done] = _do_elsewhere if isinstance(executor, ClusterExecutor) else _do
 
     def finish_oldest() -> None:
-        task, future = pending[0]
-        result = future.result()
+        key, task, future = pending[0]
+        done = future.result()
         pending.popleft()
-        found.add(task, result)
-        progress(task.transfer.source.name, result.nbytes)
+        if done.unwritten is not None:
+            run.journal.add(key, done.unwritten)
+        found.add(task, done.result)
+        progress(task.transfer.source.name, done.result.nbytes)
 
     try:
         for key, task in run.tasks():
             known = run.journal.find(key)
-            pending.append((task, executor.submit(_do, key, task, run.outputs, run.journal, hashing, known)))
+            pending.append((key, task, executor.submit(do, key, task, run.outputs, run.journal, hashing, known)))
             if len(pending) > 2 * run.resources.jobs:
                 finish_oldest()
         while pending:
             finish_oldest()
     finally:
-        wait([future for _, future in pending if not future.cancel()])  # none may write to files that are closed
+        wait([future for *_, future in pending if not future.cancel()])  # none may write to files that are closed
         found.close()
     return found.report()
 
 
-def _do(
-    key: Key, task: Task, outputs: Outputs, journal: Journal, hashing: bool, known: Record | None
-) -> TaskResult:
+class _Done(NamedTuple):
+    """What became of a task."""
+
+    result: TaskResult
+    unwritten: Record | None = None
+    """The line that is still to be written to the journal, if it is."""
+
+
+def _do(key: Key, task: Task, outputs: Outputs, journal: Journal, hashing: bool, known: Record | None) -> _Done:
     """Do a task and put it in the journal, unless it is there and what it says is true."""
     if known is not None and _is_true(task, known, outputs):
-        return known.result
+        return _Done(known.result)
     recorder = Recorder(outputs)
     result = run_task(task, recorder, hashing)
     journal.add(key, Record(result, recorder.runs))
-    return result
+    return _Done(result)
+
+
+def _do_elsewhere(
+    key: Key, task: Task, outputs: Outputs, journal: Journal, hashing: bool, known: Record | None
+) -> _Done:
+    """Do a task on another machine, unless what is known of it is true.
+
+    What it wrote is on disk when it ends, since no other machine can see to that. The journal is left to the one
+    that asked: on network file systems, lines that two machines append at the same time may overwrite each other.
+    """
+    if known is not None and _is_true(task, known, outputs):
+        return _Done(known.result)
+    recorder = Recorder(outputs)
+    result = run_task(task, recorder, hashing)
+    outputs.settle()
+    return _Done(result, Record(result, recorder.runs))
 
 
 def _is_true(task: Task, known: Record, outputs: Outputs) -> bool:

@@ -75,7 +75,7 @@ class Heading:
         """Return the heading for a plan."""
         facts = plan.as_dict()
         aspects = {
-            "source": [facts["source"], facts["source_format"]],
+            "source": [str(plan.source.absolute()), facts["source_format"]],
             "format": facts["format"],
             "files": [facts["files"], facts["files_made_at_the_end"]],
             "headers": [hashlib.sha256(file.header).hexdigest() for file in plan.files],

@@ -132,6 +132,19 @@ class Outputs:
                 if place.exists():
                     os.fsync(self._descriptor(path))
 
+    def settle(self) -> None:
+        """Wait until what was written through this object is on disk, and close the files.
+
+        Raises:
+            OutputError: the system refused; network file systems tell of a full disk no earlier.
+        """
+        with self._lock:
+            descriptors = dict(self._descriptors)
+        for path, descriptor in descriptors.items():
+            with as_output_error(path):
+                os.fsync(descriptor)
+        self.close()
+
     def close(self) -> None:
         """Close the files, all of them even if one fails; they keep their temporary names."""
         with self._lock, contextlib.ExitStack() as closing:
