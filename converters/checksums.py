@@ -131,11 +131,18 @@ def is_copy(source: FileRef, start: int, path: Path, offset: int, count: int, re
     Raises:
         InputError: the source cannot be read.
     """
-    ours, theirs = np.empty((2, min(count, _READ_BYTES)), np.uint8)
+    ours, theirs = np.empty((2, min(count, _READ_BYTES) + 7 & ~7), np.uint8)  # both begin at a multiple of 8
     for done in range(0, count, _READ_BYTES):
         part = slice(0, min(_READ_BYTES, count - done))
         source.read_into(theirs[part], start + done)
         read(path, ours[part], offset + done)
-        if not np.array_equal(ours[part], theirs[part]):
+        if not _are_equal(ours[part], theirs[part]):
             return False
     return True
+
+
+def _are_equal(left: Array, right: Array) -> bool:
+    """Compare bytes, eight at a time: numpy takes as long for a small number as for a large one."""
+    whole = len(left) - len(left) % 8
+    words = left[:whole].view(np.uint64), right[:whole].view(np.uint64)
+    return np.array_equal(*words) and np.array_equal(left[whole:], right[whole:])
