@@ -151,3 +151,27 @@ def test_a_format_without_runtime_asks_for_a_form(samples: Samples) -> None:
 def test_tables_of_the_manual_are_what_the_command_says() -> None:
     manual = (ROOT / "docs" / "footprint.md").read_text(encoding="utf-8")
     assert verdict_tables() in manual
+
+
+def test_a_report_shows_what_is_needed_beside_the_budget(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    outcome = run_here("footprint", tiny, "--budget", "laptop-16gb", "--budget", "10MB", "--report", folder)
+    assert outcome.exit_code == 6
+    found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    schema = json.loads((ROOT / "docs" / "verification.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(found)
+    needed = document(tiny, "--budget", "laptop-16gb")["prediction"]["needed"]
+    assert [sum(entry["predicted"].values()) for entry in found["memory"]] == [needed] * 2
+    assert [entry["budget"] for entry in found["memory"]][1] == 10_000_000
+    assert found["outcome"] == "fail"
+    assert "tiny.gguf" in (folder / "report.html").read_text(encoding="utf-8")
+    again = run_here("footprint", tiny, "--report", folder)
+    assert (again.exit_code, "--force" in again.stderr) == (5, True)
+
+
+def test_a_report_has_phases_that_were_measured(tiny: Path, tmp_path: Path) -> None:
+    outcome = run_here("footprint", tiny, *MEASURE, "--report", tmp_path / "report")
+    assert outcome.exit_code in (0, 1), outcome.stderr
+    (entry,) = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))["memory"]
+    assert entry["budget"] is None
+    assert list(entry["measured"])[-1] == "decode"
