@@ -103,6 +103,9 @@ def read_small_file(path: Path, *, largest: int = LARGEST_TEXT, inside: bool = F
     try:
         if not path.is_file():
             raise InputError("file is missing" if not path.exists() else "not a regular file", file=path)
+        if not hasattr(path, "__fspath__"):  # on the Hub, where a path is of one commit, and nothing is a link
+            _require_small(path, largest, path.stat().st_size)
+            return path.read_bytes()
         # Looked at once more when it is open: a name may lead elsewhere by then, and a pipe would be waited for.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
         with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
@@ -113,13 +116,17 @@ def read_small_file(path: Path, *, largest: int = LARGEST_TEXT, inside: bool = F
                 _require_same(path, status)
             data = b"" if status.st_size > largest else file.read(status.st_size + 1)
         size = max(status.st_size, len(data))
-        if size > largest:
-            raise InputError("file is too large", file=path, found=f"{size} bytes", expected=f"at most {largest}")
+        _require_small(path, largest, size)
         if len(data) > status.st_size:
             raise InputError("file changed while it was in use", file=path)
         return data
     except OSError as error:
         raise InputError(f"cannot read file: {error.strerror}", file=path) from error
+
+
+def _require_small(path: Path, largest: int, size: int) -> None:
+    if size > largest:
+        raise InputError("file is too large", file=path, found=f"{size} bytes", expected=f"at most {largest}")
 
 
 def _require_same(path: Path, opened: os.stat_result) -> None:
