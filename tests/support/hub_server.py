@@ -162,8 +162,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
         if self.command != "HEAD":
+            with self.state.lock:  # before it is sent: who has it all may look at once
+                self.state.sent += len(body) if self._is_storage else 0
             self.wfile.write(body)
-            self.state.sent += len(body) if self._is_storage else 0
         if length is not None and length > len(body):
             self.close_connection = True
 
