@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gptoss_convert.recipes.build import BuildResult
+    from gptoss_convert.recipes.artifacts import BuildResult
 
 
 def github_annotation(level: str, message: str, *, title: str, file: str | None = None) -> str:

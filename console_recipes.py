@@ -9,7 +9,7 @@ from gptoss_convert.errors import printable
 from gptoss_convert.recipes.check import FileState
 
 if TYPE_CHECKING:
-    from gptoss_convert.recipes.build import BuildResult, BuiltArtifact
+    from gptoss_convert.recipes.artifacts import BuildResult, BuiltArtifact
     from gptoss_convert.recipes.check import ManifestCheck
 
 

@@ -85,9 +85,9 @@ def build(
     from gptoss_convert.commands.reporting import check_report, write_report
     from gptoss_convert.console_recipes import print_build
     from gptoss_convert.converters.execute import Resources
-    from gptoss_convert.recipes.build import Papers
     from gptoss_convert.recipes.build import build as make
     from gptoss_convert.recipes.matrix import build_matrix
+    from gptoss_convert.recipes.papers import Papers
     from gptoss_convert.recipes.recipe import read_recipe
 
     stated = read_recipe(recipe)

@@ -246,6 +246,16 @@ def new_files(planned: Sequence[PlannedFile]) -> contextlib.AbstractContextManag
     return new_outputs(Partial.of_files([file.path for file in planned], suffix), planned)
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write a small file that appears under its name only when it is complete and on disk.
+
+    Raises:
+        OutputError: it cannot be created, written or renamed.
+    """
+    with new_files([PlannedFile(path, len(content), content)]):
+        pass
+
+
 def new_folder(
     folder: Path, planned: Sequence[PlannedFile], *, made_at_the_end: Sequence[Path] = ()
 ) -> contextlib.AbstractContextManager[Outputs]:

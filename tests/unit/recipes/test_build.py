@@ -10,7 +10,8 @@ import pytest
 
 import gptoss_convert as gc
 from gptoss_convert.errors import InputError
-from gptoss_convert.recipes.build import BuildResult, build
+from gptoss_convert.recipes.artifacts import BuildResult
+from gptoss_convert.recipes.build import build
 from gptoss_convert.recipes.check import FileState, check_manifest
 from gptoss_convert.recipes.matrix import build_matrix
 from gptoss_convert.recipes.recipe import read_recipe
@@ -149,7 +150,7 @@ def test_a_build_that_was_interrupted_can_be_repeated(bench: Bench, monkeypatch:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("gptoss_convert.recipes.build.verify_artifacts", interrupted)
+        patch.setattr("gptoss_convert.recipes.judging.verify_artifacts", interrupted)
         with pytest.raises(KeyboardInterrupt):
             bench.build()
     assert (bench.output / "model.gguf").exists()

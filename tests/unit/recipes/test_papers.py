@@ -14,7 +14,8 @@ from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement
 
 from gptoss_convert.errors import InputError, VerificationError
-from gptoss_convert.recipes.build import Papers, build
+from gptoss_convert.recipes.build import build
+from gptoss_convert.recipes.papers import Papers
 from gptoss_convert.recipes.recipe import read_recipe
 from gptoss_convert.recipes.signing import require_signature
 from tests.support.conversions import TINY
