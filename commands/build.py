@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -107,6 +108,7 @@ def build(
         resources=Resources(**{key: value for key, value in limits.items() if value is not None}),
         replace_others=force,
         papers=Papers(builder=builder, bill_of_materials=bom, signing_key=signing_key),
+        progress=partial(console.progress_bar, shown=wanted),
         say=console.say if wanted else lambda line: None,
     )
     if report is not None:

@@ -34,10 +34,9 @@ def convert(plan: Any, run: RunOptions, source: Any, tokenizer: Any, named: HubR
         return
     _tell_of_unfinished(plan, run)
     started = time.monotonic()
-    wanted = console.progress_is_wanted(quiet=run.quiet or run.as_json, no_progress=run.no_progress)
     with (
         opened_executor(run.executor) as executor,
-        console.progress_bar(plan.data_nbytes, shown=wanted) as progress,
+        console.progress_bar(plan.data_nbytes, shown=run.shows_progress) as progress,
     ):
         try:
             report = execute(
@@ -107,8 +106,7 @@ def _compared(plan: Any, run: RunOptions, source: Any, tokenizer: Any) -> Any:
     from gptoss_convert.verify.verification import verify_written
 
     total = sum(tensor.nbytes for tensor in source.tensors.values())
-    wanted = console.progress_is_wanted(quiet=run.quiet or run.as_json, no_progress=run.no_progress)
-    with console.progress_bar(total, shown=wanted) as progress:
+    with console.progress_bar(total, shown=run.shows_progress) as progress:
         result = verify_written(source, plan.output, tokenizer=tokenizer, jobs=run.jobs, progress=progress)
     if not run.quiet and not run.as_json:
         print_artifact(result)

@@ -95,21 +95,24 @@ class Heading:
         Raises:
             OutputError: `now` is another one; it says in what.
         """
+        found = self.departure(now)
+        if found is not None:
+            raise OutputError(
+                "unfinished output is of another conversion",
+                file=output,
+                found=found,
+                hint="give the same source and options, or leave out --resume to begin anew",
+            )
+
+    def departure(self, now: Heading) -> str | None:
+        """Return in what `now` is another conversion than the one that was begun; None if it is the same."""
         changed = difference(self.sources, now.sources)
         if self.tool != now.tool:
-            found = f"written by version {self.tool}, this is {now.tool}"
-        elif changed is not None:
-            found = f"source {changed[0]}: {changed[1]}"
-        elif other := [name for name, digest in now.conversion.items() if self.conversion.get(name) != digest]:
-            found = f"other {' and '.join(other)}"
-        else:
-            return
-        raise OutputError(
-            "unfinished output is of another conversion",
-            file=output,
-            found=found,
-            hint="give the same source and options, or leave out --resume to begin anew",
-        )
+            return f"written by version {self.tool}, this is {now.tool}"
+        if changed is not None:
+            return f"source {changed[0]}: {changed[1]}"
+        other = [name for name, digest in now.conversion.items() if self.conversion.get(name) != digest]
+        return f"other {' and '.join(other)}" if other else None
 
 
 class Journal:

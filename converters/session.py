@@ -93,7 +93,9 @@ def session(plan: Plan, memory_per_job: int, *, replace: bool, resume: bool) -> 
         except GptossConvertError as error:
             kept = held.keeps(error)
             if kept:
-                raise error.with_hint("what is written stays; --resume goes on with it") from error
+                raise error.with_hint(
+                    "what is written stays; --resume goes on with it, and build does so by itself"
+                ) from error
             raise
         except BaseException as error:
             kept = held.keeps(error)
@@ -116,6 +118,15 @@ def find_unfinished(plan: Plan) -> Unfinished | None:
     """Return what an earlier run left of an output at this place, of whatever conversion; None if nothing."""
     summary = summarise(Partial.of(plan).journal)
     return None if summary is None else Unfinished(min(summary.nbytes / max(plan.data_nbytes, 1), 1.0))
+
+
+def can_be_resumed(plan: Plan, memory: int) -> bool:
+    """Return whether a run of this very conversion left its output unfinished, and `memory` bytes suffice."""
+    summary = summarise(Partial.of(plan).journal)
+    if summary is None or summary.heading.memory_per_job > memory:
+        return False
+    now = Heading.of(plan, fingerprints(plan.inputs), summary.heading.memory_per_job)
+    return summary.heading.departure(now) is None
 
 
 def _token(heading: Heading) -> str:

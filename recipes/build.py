@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gptoss_convert.converters.execute import Progress, Resources, execute, igno
 from gptoss_convert.converters.manifest import hash_file
 from gptoss_convert.converters.output import write_file
 from gptoss_convert.converters.plan import Plan
+from gptoss_convert.converters.session import can_be_resumed
 from gptoss_convert.description import Description, model_name
 from gptoss_convert.errors import GptossConvertError, OutputError, UnsupportedError, as_output_error
 from gptoss_convert.recipes.artifacts import BuildResult, BuiltArtifact, WrittenArtifact
@@ -50,6 +52,14 @@ from gptoss_convert.verify.verification import (
     ArtifactResult,
 )
 
+ProgressOf = Callable[[int], AbstractContextManager[Progress]]
+"""Opens, for so many bytes, what is told of those that were written."""
+
+
+def no_progress(nbytes: int) -> AbstractContextManager[Progress]:
+    """Return one that tells nobody."""
+    return nullcontext(ignore_progress)
+
 
 def build(
     recipe: Recipe,
@@ -58,12 +68,13 @@ def build(
     resources: Resources | None = None,
     replace_others: bool = False,
     papers: Papers | None = None,
-    progress: Progress = ignore_progress,
+    progress: ProgressOf = no_progress,
     say: Say = lambda line: None,
 ) -> BuildResult:
     """Make every artifact of `recipe` that is not up to date, and verify what was made.
 
-    An artifact that cannot be made does not stop the others. The manifest is written last, also if some failed.
+    An artifact that cannot be made does not stop the others; one that a stopped build left unfinished is gone on
+    with. The manifest is written last, also if some failed.
 
     Args:
         recipe: what to make.
@@ -71,7 +82,7 @@ def build(
         resources: how many pieces at once, and memory for them.
         replace_others: whether outputs that no earlier build made may be replaced.
         papers: what else is written; by default nothing but the manifest.
-        progress: is told the tensors and bytes that were written.
+        progress: opens, for the bytes of each artifact, what is told of those that were written.
         say: is told what is being done.
 
     Raises:
@@ -203,10 +214,13 @@ def _write(
     folder: Path,
     resources: Resources | None,
     replace_output: bool,
-    progress: Progress,
+    progress: ProgressOf,
 ) -> WrittenArtifact:
     started = time.monotonic()
-    report = execute(plan, resources=resources, replace=replace_output, progress=progress)
+    resources = resources or Resources()
+    resume = can_be_resumed(plan, resources.memory)
+    with progress(plan.data_nbytes) as told:
+        report = execute(plan, resources=resources, replace=replace_output, resume=resume, progress=told)
     seconds = time.monotonic() - started
     files = tuple(_hashed_files(plan, folder))
     return WrittenArtifact(recipe=artifact, plan=plan, key=key, report=report, files=files, seconds=seconds)

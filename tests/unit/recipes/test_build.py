@@ -3,12 +3,18 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
 
 import gptoss_convert as gc
+from gptoss_convert.converters import execute
+from gptoss_convert.converters.execute import Progress
+from gptoss_convert.converters.tasks import Resources, Task
 from gptoss_convert.errors import InputError
 from gptoss_convert.recipes.artifacts import BuildResult
 from gptoss_convert.recipes.build import build
@@ -49,7 +55,7 @@ class Bench:
         self.recipe.write_text(RECIPE)
         self.output = folder / "dist"
 
-    def build(self, **options: bool) -> BuildResult:
+    def build(self, **options: Any) -> BuildResult:
         return build(read_recipe(self.recipe), self.output, **options)
 
     def statuses(self) -> list[str]:
@@ -155,6 +161,47 @@ def test_a_build_that_was_interrupted_can_be_repeated(bench: Bench, monkeypatch:
             bench.build()
     assert (bench.output / "model.gguf").exists()
     assert bench.statuses() == ["built", "built"]
+
+
+def test_an_artifact_that_was_interrupted_is_gone_on_with(
+    bench: Bench, finished: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_task, finished_tasks = execute.run_task, []
+
+    def counted(task: Task, *arguments: Any) -> Any:
+        if len(finished_tasks) == stop:
+            raise KeyboardInterrupt
+        result = run_task(task, *arguments)
+        finished_tasks.append(task)
+        return result
+
+    one_by_one = Resources(jobs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "run_task", counted)
+        stop = 20  # in the middle of the first artifact
+        with pytest.raises(KeyboardInterrupt):
+            bench.build(resources=one_by_one)
+        assert not (bench.output / "model.gguf").exists()
+        stop = -1
+        assert [item.status for item in bench.build(resources=one_by_one).artifacts] == ["built", "built"]
+        resumed = len(finished_tasks)
+        shutil.rmtree(bench.output)
+        bench.build(resources=one_by_one)
+    assert resumed == len(finished_tasks) - resumed
+    assert (bench.output / "model.gguf").read_bytes() == (finished.output / "model.gguf").read_bytes()
+
+
+def test_progress_is_told_for_each_artifact_by_itself(bench: Bench) -> None:
+    told: list[list[int]] = []
+
+    @contextmanager
+    def counting(nbytes: int) -> Iterator[Progress]:
+        told.append([])
+        yield lambda tensor, written: told[-1].append(written)
+        assert sum(told[-1]) == nbytes
+
+    bench.build(progress=counting)
+    assert len(told) == 2
 
 
 def test_damaged_state_is_named(bench: Bench) -> None:
