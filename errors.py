@@ -131,6 +131,18 @@ def as_output_error(path: Path) -> Iterator[None]:
         raise OutputError(f"cannot write: {error.strerror or error}", file=path) from error
 
 
+def was_interrupted(error: BaseException) -> bool:
+    """Return whether an interruption is behind `error`.
+
+    A signal's `KeyboardInterrupt` may come up between two steps of the standard library that belong together, such
+    as taking a lock and noting that it is taken; the error that this makes then hides it.
+    """
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, KeyboardInterrupt):
+        seen = seen.__context__
+    return seen is not None
+
+
 def printable(text: str) -> str:
     """Replace every control or otherwise unprintable character of `text` by its escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

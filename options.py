@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from gptoss_convert import console
-from gptoss_convert.errors import BudgetError, GptossConvertError, InputError
+from gptoss_convert.errors import BudgetError, GptossConvertError, InputError, was_interrupted
 from gptoss_convert.hub.reference import HubReference
 from gptoss_convert.process import INTERNAL_ERROR, OutputStreamError
 from gptoss_convert.sizes import parse_size
@@ -118,6 +118,8 @@ def common_options(command: Command) -> Command:
         except Exception as error:
             if debug:
                 traceback.print_exc()
+            if was_interrupted(error):
+                raise KeyboardInterrupt from error
             print(f"error: internal error: {error!r}; run again with --debug and report it", file=sys.stderr)
             sys.exit(INTERNAL_ERROR)
 

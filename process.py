@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -33,10 +35,12 @@ class Arguments(tuple[str, ...]):
 
 def run_command(command: click.Command, arguments: Sequence[str]) -> int:
     """Run a command line with `arguments` and return its exit code."""
-    _stop_on_signals()
-    _prepare_standard_output()
     try:
-        return _run(command, arguments)
+        with _stopping_on_signals():
+            _prepare_standard_output()
+            return _run(command, arguments)
+    except KeyboardInterrupt:  # before the command began, after it ended, or once more while it was stopped
+        return _interrupted()
     except (OSError, OutputStreamError) as error:
         return _give_up_standard_output(error.__cause__ or error)
 
@@ -49,8 +53,7 @@ def _run(command: click.Command, arguments: Sequence[str]) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
     except (click.exceptions.Exit, SystemExit) as leave:
         code = leave.exit_code if isinstance(leave, click.exceptions.Exit) else leave.code
         return code if isinstance(code, int) else INTERNAL_ERROR
@@ -77,13 +80,27 @@ def _give_up_standard_output(error: BaseException) -> int:
     return OUTPUT_FAILED
 
 
-def _stop_on_signals() -> None:
-    """Let a polite end of the process remove unfinished files, as Ctrl-C does."""
+def _interrupted() -> int:
+    print("interrupted", file=sys.stderr)
+    return INTERRUPTED
+
+
+@contextmanager
+def _stopping_on_signals() -> Iterator[None]:
+    """Let a polite end of the process remove unfinished files, as Ctrl-C does, until the command has ended."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), stop)
+    before: dict[int, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGTERM", "SIGHUP"):
+                if hasattr(signal, name):
+                    number = getattr(signal, name)
+                    before[number] = signal.getsignal(number) or signal.SIG_DFL
+                    signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

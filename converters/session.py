@@ -19,7 +19,7 @@ from gptoss_convert.converters.lock import locked
 from gptoss_convert.converters.output import take_back, undo_publishing
 from gptoss_convert.converters.partial import Partial
 from gptoss_convert.converters.plan import Plan
-from gptoss_convert.errors import GptossConvertError, InputError, OutputError
+from gptoss_convert.errors import GptossConvertError, InputError, OutputError, was_interrupted
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,10 @@ def session(plan: Plan, memory_per_job: int, *, replace: bool, resume: bool) -> 
                 ) from error
             raise
         except BaseException as error:
-            kept = held.keeps(error)
+            interrupted = was_interrupted(error)
+            kept = held.keeps(KeyboardInterrupt() if interrupted else error)
+            if interrupted and not isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
             raise
         finally:
             journal.close()

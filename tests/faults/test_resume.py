@@ -583,13 +583,31 @@ def test_run_that_was_killed_while_a_folder_took_the_place_of_another_is_complet
     assert OLD not in contents(folder).values()
 
 
+def test_interruption_that_another_error_hides_leaves_what_was_written(
+    samples: Samples, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a signal comes while the standard library waits for a lock."""
+
+    def interrupted(*arguments: Any) -> Any:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("cannot release un-acquired lock")
+
+    command = ("to-gguf", samples.path("huggingface"), "-o", folder / "x.gguf", "--jobs", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr("gptoss_convert.converters.execute.recheck_written", interrupted)
+        outcome = run_here(*command)
+    assert outcome.exit_code == 130
+    assert "go on with" in outcome.stderr
+    assert run_here(*command, "--resume").exit_code == 0
+
+
 # At random moments
 
 
 def test_killed_runs_end_with_the_same_bytes(tmp_path: Path) -> None:
     """`python -m benchmarks kill-loop` does this for many more rounds."""
-    outcome = KillLoop(tmp_path, seed=7).run(14)
+    outcome = KillLoop(tmp_path, seed=7).run(14, kills=7)
     assert outcome.faults == []
     assert outcome.most_redone <= 2
-    assert outcome.kills.total() >= 14
-    assert outcome.moments["some written"] >= 1  # how many depends on what else the machine does

@@ -29,6 +29,7 @@ INTERRUPTED = 130
 FROM_THE_START = 0.3
 """Share of signals that may come before the first task, or while a resumed run looks at what is there."""
 OLD = b"an older model"
+HALF_WAY = "some written"
 
 CONVERSIONS: dict[str, tuple[str, ...]] = {
     "to-gguf": ("mxfp4", "to-gguf", "out.gguf"),
@@ -86,12 +87,15 @@ class KillLoop:
         self._expected: dict[str, dict[str, bytes]] = {}
         self._seconds: dict[str, float] = {}
 
-    def run(self, rounds: int) -> Outcome:
-        """Do `rounds` rounds, each with one of the conversions."""
+    def run(self, rounds: int, *, kills: int = 0) -> Outcome:
+        """Do `rounds` rounds, each with one of the conversions, and more until so many were killed half way.
+
+        How many signals meet a process in the middle of its work depends on what else the machine does.
+        """
         outcome = Outcome()
         names = list(CONVERSIONS)
-        for number in range(rounds):
-            self._round(names[number % len(names)], outcome)
+        while outcome.rounds < rounds or outcome.moments[HALF_WAY] < kills:
+            self._round(names[outcome.rounds % len(names)], outcome)
         return outcome
 
     def _round(self, name: str, outcome: Outcome) -> None:
@@ -131,7 +135,7 @@ class KillLoop:
         recorded = sum(b'"rows"' in line for line in lines)
         outcome.most_redone = max(outcome.most_redone, done.tasks + self._before - recorded if journals else 0)
         self._before = recorded
-        moment = "nothing written" if not partial else "some written" if recorded else "nothing finished"
+        moment = "nothing written" if not partial else HALF_WAY if recorded else "nothing finished"
         if any(b'"publishing"' in line for line in lines):
             moment = "all written"
         outcome.moments[moment] += 1
@@ -182,6 +186,8 @@ def _killed(
         at_once: count the seconds from the start of the process.
     """
     log.write_bytes(b"")
+    # A signal that comes while the copy is made ready to run is for the command, too: it waits until then.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     child = os.fork()
     if child == 0:
         code = 70
@@ -190,12 +196,15 @@ def _killed(
             os.dup2(os.open(os.devnull, os.O_RDWR), 1)
             os.dup2(os.open(log.with_suffix(".err"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
             sys.stderr = sys.__stderr__
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code = run(list(arguments))
         except BaseException:
             traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(code)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     begun = time.monotonic() if at_once else None
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
