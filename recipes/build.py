@@ -48,9 +48,7 @@ from gptoss_convert.verify.footprint.footprint import Footprint
 from gptoss_convert.verify.logits import LogitsResult
 from gptoss_convert.verify.prompts import PromptSet
 from gptoss_convert.verify.runs import Say
-from gptoss_convert.verify.verification import (
-    ArtifactResult,
-)
+from gptoss_convert.verify.verification import ArtifactResult
 
 ProgressOf = Callable[[int], AbstractContextManager[Progress]]
 """Opens, for so many bytes, what is told of those that were written."""
