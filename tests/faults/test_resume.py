@@ -25,7 +25,7 @@ from gptoss_convert.formats import storage
 from tests.cli.command import Outcome, environment, run_here, run_process
 from tests.cli.samples import SPLIT_SIZE, Samples
 from tests.faults.test_writes import stopped
-from tests.support.kill_loop import KillLoop
+from tests.support.kill_loop import HALF_WAY, KillLoop
 
 OLD = b"an older model"
 SMALL = Resources(jobs=1, memory=256 << 10)
@@ -608,6 +608,8 @@ def test_interruption_that_another_error_hides_leaves_what_was_written(
 
 def test_killed_runs_end_with_the_same_bytes(tmp_path: Path) -> None:
     """`python -m benchmarks kill-loop` does this for many more rounds."""
-    outcome = KillLoop(tmp_path, seed=7).run(14, kills=7)
+    outcome = KillLoop(tmp_path, seed=7).run(14, kills=14)
     assert outcome.faults == []
     assert outcome.most_redone <= 2
+    assert outcome.kills.total() >= 14
+    assert outcome.moments[HALF_WAY] >= 14
